@@ -1,0 +1,282 @@
+//! The operations a reduced vision transformer is made of, as one trait.
+//!
+//! Models and methods are written once, over [`Backend`]; the reference ([`crate::cpu::Cpu`]) and the CUDA kernels
+//! implement it. Shapes in the documentation: `B` images, `N` tokens entering an operation, `M` tokens leaving it,
+//! `C` the width, `H` heads, `D = C/H`. Every operation is deterministic: the same inputs give the same bits, for any
+//! number of threads. Ties go to the lower token index; a NaN score ranks below every number.
+
+use std::ops::Range;
+
+use crate::{Images, Result, Tensor, TokenPlan, model::Activation};
+
+/// An affine layer `y = x Wᵀ + b`.
+#[derive(Clone, Debug)]
+pub struct Linear<T> {
+    /// (outputs, inputs).
+    pub weight: T,
+    /// (outputs).
+    pub bias: Option<T>,
+}
+
+impl<T> Linear<T> {
+    /// The layer with all its outputs.
+    pub fn all(&self) -> LinearRows<'_, T> {
+        LinearRows { layer: self, rows: None }
+    }
+
+    /// The layer with the outputs `rows` only, e.g. the values out of packed query, key and value rows.
+    pub fn rows(&self, rows: Range<usize>) -> LinearRows<'_, T> {
+        LinearRows { layer: self, rows: Some(rows) }
+    }
+}
+
+/// Some outputs of a [`Linear`] layer.
+#[derive(Clone, Debug)]
+pub struct LinearRows<'a, T> {
+    /// The layer.
+    pub layer: &'a Linear<T>,
+    /// The outputs to compute, all when absent.
+    pub rows: Option<Range<usize>>,
+}
+
+/// What happens to a product before it is written.
+#[derive(Clone, Debug)]
+pub enum Epilogue<T> {
+    /// Nothing.
+    None,
+    /// The nonlinearity; [`Activation::SwiGlu`] halves the width.
+    Activation(Activation),
+    /// The product is added to this tensor, which becomes the result (a residual connection).
+    AddTo(T),
+}
+
+/// LayerNorm over the last axis: `(x - mean)/sqrt(variance + eps)·weight + bias`.
+#[derive(Clone, Debug)]
+pub struct Norm<T> {
+    /// (C).
+    pub weight: T,
+    /// (C).
+    pub bias: Option<T>,
+    /// Added to the variance.
+    pub eps: f32,
+}
+
+/// Queries and keys (and values) of all heads in one tensor.
+#[derive(Debug)]
+pub struct Heads<'a, T> {
+    /// (B, N, parts·C) with parts in the order query, key, value; head `h` of a part in columns `h·D..(h+1)·D`.
+    pub packed: &'a T,
+    /// H.
+    pub heads: usize,
+    /// D.
+    pub head_dim: usize,
+    /// Multiplies the products of queries and keys, `D^-1/2` usually.
+    pub scale: f32,
+    /// Sizes of the tokens, (B, N): proportional attention adds their logarithm to the key's scores.
+    pub sizes: Option<&'a T>,
+}
+
+/// Which attention scores an operation hands out beside its result.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScoreRequest {
+    /// The softmax row of the class token.
+    pub class: bool,
+    /// The attention each token receives, averaged over all queries.
+    pub received: bool,
+}
+
+/// Attention scores, per head.
+#[derive(Clone, Debug)]
+pub struct Scores<T> {
+    /// (B, H, N): the softmax row of query 0.
+    pub class: Option<T>,
+    /// (B, H, N): the mean over queries of the attention map's columns.
+    pub received: Option<T>,
+}
+
+/// The rows whose cosine similarity decides who is merged.
+#[derive(Debug)]
+pub enum Metric<'a, T> {
+    /// The mean over heads of the keys in a packed tensor (ToMe, section 3.1).
+    Keys(&'a Heads<'a, T>),
+    /// The rows of a tensor (B, N, C) themselves (MCTF: the residual stream).
+    Rows(&'a T),
+}
+
+/// How similarity turns into the attraction of two tokens.
+#[derive(Debug)]
+pub enum Attraction<'a, T> {
+    /// The cosine itself (ToMe).
+    Cosine,
+    /// MCTF's product of criteria (section 3.2), each raised to one over its temperature; temperature 0 switches a
+    /// criterion off.
+    MultiCriteria {
+        /// Temperature of `(cosine + 1)/2`.
+        tau_similarity: f64,
+        /// Attention received, (B, H, N), and the temperature of its inverse.
+        informativeness: (&'a T, f64),
+        /// Token sizes, (B, N), and the temperature of their inverse.
+        size: (Option<&'a T>, f64),
+    },
+}
+
+/// The weights with which the members of a group enter their output token.
+#[derive(Debug)]
+pub enum Weighting<'a, T> {
+    /// The plain mean.
+    Uniform,
+    /// In proportion to size, (B, N); sizes are 1 when absent.
+    Size(Option<&'a T>),
+    /// In proportion to size times attention received, (B, N) and (B, H, N).
+    SizeAndReceived(Option<&'a T>, &'a T),
+}
+
+/// Bipartite soft matching of the tokens at even positions (A) with those at odd positions (B).
+#[derive(Debug)]
+pub struct Matching<'a, T> {
+    /// What is compared.
+    pub metric: Metric<'a, T>,
+    /// How attractive a similarity is.
+    pub attraction: Attraction<'a, T>,
+    /// How a group's members are averaged.
+    pub weighting: Weighting<'a, T>,
+    /// Tokens at the front that are neither merged away nor merged into.
+    pub special: usize,
+    /// Tokens to remove, at most `(N - special)/2`.
+    pub merges: usize,
+    /// Merge half of them from B into A, with the same scores (MCTF, section 3.2).
+    pub both_ways: bool,
+}
+
+/// Top-k selection of tokens by the class token's attention (EViT).
+#[derive(Debug)]
+pub struct Select<'a, T> {
+    /// (B, H, N): the class token's softmax row; the mean over heads decides.
+    pub class_scores: &'a T,
+    /// Tokens at the front that are kept unconditionally.
+    pub special: usize,
+    /// Other tokens to keep, in descending order of score.
+    pub keep: usize,
+    /// Append one token: the sum of the others, each times its score.
+    pub fuse: bool,
+}
+
+/// How the members of a group are combined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// The plan's weighted sum.
+    Weighted,
+    /// The elementwise maximum.
+    Max,
+}
+
+/// A reduced residual stream.
+#[derive(Clone, Debug)]
+pub struct Merged<T> {
+    /// (B, M, C).
+    pub tokens: T,
+    /// (B, M): how many input tokens each stands for.
+    pub sizes: T,
+    /// (B, M, C): the LayerNorm of `tokens`, if one was asked for.
+    pub normed: Option<T>,
+}
+
+/// The operations of one device.
+///
+/// # Errors
+/// Every operation returns [`crate::Error::Argument`] when shapes or ranges do not fit, and computes nothing then.
+pub trait Backend: Send + Sync {
+    /// A tensor on this device.
+    type Tensor: Clone + Send + Sync;
+    /// A token plan on this device.
+    type Plan: Send + Sync;
+
+    /// Moves a tensor to the device.
+    fn upload(&self, tensor: Tensor) -> Result<Self::Tensor>;
+    /// Copies a tensor to the host.
+    fn download(&self, tensor: &Self::Tensor) -> Result<Tensor>;
+    /// The extents of a tensor.
+    fn shape<'a>(&self, tensor: &'a Self::Tensor) -> &'a [usize];
+    /// Moves a plan to the device.
+    fn upload_plan(&self, plan: TokenPlan) -> Result<Self::Plan>;
+    /// Copies a plan to the host.
+    fn download_plan(&self, plan: &Self::Plan) -> Result<TokenPlan>;
+
+    /// Cuts images into rows of normalised pixels, (B, patches, channels · patch height · patch width), row-major over
+    /// the grid. `u8` pixels become `(p/255 - mean)/std`, per channel; `f32` pixels are taken as they are.
+    fn patches(&self, images: &Images, patch: [usize; 2], mean: &[f32], std: &[f32]) -> Result<Self::Tensor>;
+    /// Puts the special tokens `prefix` (special, C) before each image's patch tokens (B, patches, C) and adds the
+    /// patches' positions (patches, C).
+    fn embed(
+        &self,
+        patches: &Self::Tensor,
+        prefix: Option<&Self::Tensor>,
+        position: Option<&Self::Tensor>,
+    ) -> Result<Self::Tensor>;
+
+    /// LayerNorm over the last axis.
+    fn layer_norm(&self, x: &Self::Tensor, norm: &Norm<Self::Tensor>) -> Result<Self::Tensor>;
+    /// LayerNorm over each head of part `part` (0 query, 1 key) of packed heads, in place of that part.
+    fn head_norm(
+        &self,
+        packed: Self::Tensor,
+        part: usize,
+        heads: usize,
+        norm: &Norm<Self::Tensor>,
+    ) -> Result<Self::Tensor>;
+
+    /// `x Wᵀ + b` over the last axis, with an epilogue.
+    fn linear(
+        &self,
+        x: &Self::Tensor,
+        layer: LinearRows<'_, Self::Tensor>,
+        epilogue: Epilogue<Self::Tensor>,
+    ) -> Result<Self::Tensor>;
+
+    /// `softmax(QKᵀ·scale + log size) V` of packed queries, keys and values (B, N, 3C) → (B, N, C), and the scores
+    /// asked for. The N×N map is not written anywhere.
+    fn attention(
+        &self,
+        qkv: &Heads<'_, Self::Tensor>,
+        scores: ScoreRequest,
+    ) -> Result<(Self::Tensor, Scores<Self::Tensor>)>;
+    /// The scores of an attention whose values are not known yet, from packed queries and keys (B, N, 2C): the first
+    /// half of MCTF's one-step-ahead attention (section 3.3).
+    fn attention_scores(&self, qk: &Heads<'_, Self::Tensor>, scores: ScoreRequest) -> Result<Scores<Self::Tensor>>;
+    /// The second half: the attention map of `qk` (B, N, 2C), columns summed and rows pooled over the groups of `plan`,
+    /// times the reduced tokens' `values` (B, M, C).
+    fn attention_reduced(
+        &self,
+        qk: &Heads<'_, Self::Tensor>,
+        values: &Self::Tensor,
+        plan: &Self::Plan,
+        pooling: Pooling,
+    ) -> Result<Self::Tensor>;
+
+    /// The plan of a bipartite matching.
+    fn matching(&self, matching: &Matching<'_, Self::Tensor>) -> Result<Self::Plan>;
+    /// The plan of a top-k selection.
+    fn select(&self, select: &Select<'_, Self::Tensor>) -> Result<Self::Plan>;
+
+    /// Applies a plan to tokens (B, N, C) and their sizes (B, N; 1 when absent), with the LayerNorm that follows.
+    fn merge(
+        &self,
+        x: &Self::Tensor,
+        sizes: Option<&Self::Tensor>,
+        plan: &Self::Plan,
+        pooling: Pooling,
+        norm: Option<&Norm<Self::Tensor>>,
+    ) -> Result<Merged<Self::Tensor>>;
+    /// Copies each output token (B, M, C) back to all members of its group, (B, N, C); dropped tokens become zero.
+    fn unmerge(&self, x: &Self::Tensor, plan: &Self::Plan) -> Result<Self::Tensor>;
+
+    /// Rows `range` of every image, (B, N, C) → (B, range, C).
+    fn tokens(&self, x: &Self::Tensor, range: Range<usize>) -> Result<Self::Tensor>;
+    /// The mean of the tokens from `first` on, weighted by `sizes` (B, N) if given, (B, N, C) → (B, C).
+    fn mean_tokens(
+        &self,
+        x: &Self::Tensor,
+        sizes: Option<&Self::Tensor>,
+        first: usize,
+    ) -> Result<Self::Tensor>;
+}

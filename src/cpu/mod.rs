@@ -1,0 +1,177 @@
+//! The reference backend: every operation in plain Rust, one file each, `f32` throughout.
+//!
+//! It is the oracle the CUDA kernels are held to, so it is written to be read next to the papers; what speed it has
+//! comes from a GEMM library and from threads over images, heads and rows. Reductions run in a fixed order: results
+//! are the same bits for any number of threads.
+
+mod arithmetic;
+pub mod attention;
+mod gemm;
+mod linear;
+pub mod matching;
+mod merge;
+mod norm;
+mod patch;
+mod select;
+
+use std::{ops::Range, sync::Arc};
+
+use crate::{
+    Error, Images, Result, Tensor, TokenPlan,
+    backend::{
+        Backend, Epilogue, Heads, LinearRows, Matching, Merged, Norm, Pooling, ScoreRequest, Scores, Select,
+    },
+};
+
+/// The reference backend and its threads.
+#[derive(Clone, Debug, Default)]
+pub struct Cpu {
+    pool: Option<Arc<rayon::ThreadPool>>,
+}
+
+impl Cpu {
+    /// A backend that runs on rayon's global threads, one per core unless the program set them up otherwise.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A backend with `threads` threads of its own.
+    ///
+    /// # Errors
+    /// When `threads` is 0 or the operating system refuses to start them.
+    pub fn with_threads(threads: usize) -> Result<Self> {
+        if threads == 0 {
+            return Err(Error::argument("cpu", "0 threads compute nothing; ask for at least 1"));
+        }
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .map_err(|e| Error::argument("cpu", format!("cannot start {threads} threads: {e}")))?;
+        Ok(Self { pool: Some(Arc::new(pool)) })
+    }
+
+    /// How many threads the operations use.
+    pub fn threads(&self) -> usize {
+        self.pool.as_ref().map_or_else(rayon::current_num_threads, |pool| pool.current_num_threads())
+    }
+
+    fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        match &self.pool {
+            Some(pool) => pool.install(work),
+            None => work(),
+        }
+    }
+}
+
+impl Backend for Cpu {
+    type Tensor = Tensor;
+    type Plan = TokenPlan;
+
+    fn upload(&self, tensor: Tensor) -> Result<Tensor> {
+        Ok(tensor)
+    }
+
+    fn download(&self, tensor: &Tensor) -> Result<Tensor> {
+        Ok(tensor.clone())
+    }
+
+    fn shape<'a>(&self, tensor: &'a Tensor) -> &'a [usize] {
+        tensor.shape()
+    }
+
+    fn upload_plan(&self, plan: TokenPlan) -> Result<TokenPlan> {
+        Ok(plan)
+    }
+
+    fn download_plan(&self, plan: &TokenPlan) -> Result<TokenPlan> {
+        Ok(plan.clone())
+    }
+
+    fn patches(&self, images: &Images, patch: [usize; 2], mean: &[f32], std: &[f32]) -> Result<Tensor> {
+        self.run(|| patch::patches(images, patch, mean, std))
+    }
+
+    fn embed(&self, patches: &Tensor, prefix: Option<&Tensor>, position: Option<&Tensor>) -> Result<Tensor> {
+        self.run(|| patch::embed(patches, prefix, position))
+    }
+
+    fn layer_norm(&self, x: &Tensor, norm: &Norm<Tensor>) -> Result<Tensor> {
+        self.run(|| norm::layer_norm(x, norm))
+    }
+
+    fn head_norm(&self, packed: Tensor, part: usize, heads: usize, norm: &Norm<Tensor>) -> Result<Tensor> {
+        self.run(|| norm::head_norm(packed, part, heads, norm))
+    }
+
+    fn linear(&self, x: &Tensor, layer: LinearRows<'_, Tensor>, epilogue: Epilogue<Tensor>) -> Result<Tensor> {
+        self.run(|| linear::linear(x, &layer, epilogue))
+    }
+
+    fn attention(&self, qkv: &Heads<'_, Tensor>, scores: ScoreRequest) -> Result<(Tensor, Scores<Tensor>)> {
+        self.run(|| attention::attention(qkv, scores))
+    }
+
+    fn attention_scores(&self, qk: &Heads<'_, Tensor>, scores: ScoreRequest) -> Result<Scores<Tensor>> {
+        self.run(|| attention::attention_scores(qk, scores))
+    }
+
+    fn attention_reduced(
+        &self,
+        qk: &Heads<'_, Tensor>,
+        values: &Tensor,
+        plan: &TokenPlan,
+        pooling: Pooling,
+    ) -> Result<Tensor> {
+        self.run(|| attention::attention_reduced(qk, values, plan, pooling))
+    }
+
+    fn matching(&self, matching: &Matching<'_, Tensor>) -> Result<TokenPlan> {
+        self.run(|| matching::plan(matching))
+    }
+
+    fn select(&self, select: &Select<'_, Tensor>) -> Result<TokenPlan> {
+        self.run(|| select::plan(select))
+    }
+
+    fn merge(
+        &self,
+        x: &Tensor,
+        sizes: Option<&Tensor>,
+        plan: &TokenPlan,
+        pooling: Pooling,
+        norm: Option<&Norm<Tensor>>,
+    ) -> Result<Merged<Tensor>> {
+        self.run(|| merge::merge(x, sizes, plan, pooling, norm))
+    }
+
+    fn unmerge(&self, x: &Tensor, plan: &TokenPlan) -> Result<Tensor> {
+        self.run(|| merge::unmerge(x, plan))
+    }
+
+    fn tokens(&self, x: &Tensor, range: Range<usize>) -> Result<Tensor> {
+        patch::tokens(x, range)
+    }
+
+    fn mean_tokens(&self, x: &Tensor, sizes: Option<&Tensor>, first: usize) -> Result<Tensor> {
+        patch::mean_tokens(x, sizes, first)
+    }
+}
+
+/// Checks that `tensor` has shape `expected` and names it if not.
+fn expect_shape(op: &'static str, name: &str, tensor: &Tensor, expected: &[usize]) -> Result<()> {
+    if tensor.shape() == expected {
+        return Ok(());
+    }
+    Err(Error::argument(op, format!("{name} has shape {:?}, expected {expected:?}", tensor.shape())))
+}
+
+/// (B, N, C) of a tensor of tokens.
+fn tokens_shape(op: &'static str, name: &str, tensor: &Tensor) -> Result<[usize; 3]> {
+    match *tensor.shape() {
+        [b, n, c] if b > 0 && n > 0 && c > 0 => Ok([b, n, c]),
+        _ => Err(Error::argument(
+            op,
+            format!("{name} has shape {:?}, expected three axes (images, tokens, width), none empty", tensor.shape()),
+        )),
+    }
+}

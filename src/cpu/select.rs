@@ -1,0 +1,36 @@
+//! Top-k selection by the class token's attention (EViT, section 3).
+
+use rayon::prelude::*;
+
+use super::matching::{mean_over_heads, precedes};
+use crate::{Error, Result, Tensor, TokenPlan, backend::Select};
+
+pub(super) fn plan(select: &Select<'_, Tensor>) -> Result<TokenPlan> {
+    let [batch, _, n] = match *select.class_scores.shape() {
+        [b, h, n] if b > 0 && h > 0 && n > 0 => [b, h, n],
+        ref shape => {
+            return Err(Error::argument("select", format!("scores have shape {shape:?}, expected (images, heads, N)")));
+        }
+    };
+    if select.special > n || select.keep > n - select.special {
+        return Err(Error::argument(
+            "select",
+            format!("cannot keep {} of {n} tokens of which {} are special", select.keep, select.special),
+        ));
+    }
+    let groups = (0..batch).into_par_iter().map(|image| {
+        let scores = mean_over_heads(select.class_scores, image);
+        let mut order: Vec<usize> = (select.special..n).collect();
+        order.sort_unstable_by(|&a, &b| precedes((scores[a], a), (scores[b], b)));
+        let mut rest = order.split_off(select.keep);
+        let mut groups: Vec<Vec<(usize, f32)>> =
+            (0..select.special).chain(order).map(|token| vec![(token, 1.0)]).collect();
+        // A fused token of no members would be a made-up token: none is appended.
+        if select.fuse && !rest.is_empty() {
+            rest.sort_unstable();
+            groups.push(rest.into_iter().map(|token| (token, scores[token])).collect());
+        }
+        groups
+    });
+    TokenPlan::from_groups(n, &groups.collect::<Vec<_>>())
+}

@@ -1,0 +1,138 @@
+//! Architectures by name, for counting and measuring without a checkpoint.
+
+use super::{Activation, BlockParams, Readout, VitConfig, VitParams};
+use crate::{
+    Error, Result, Tensor,
+    backend::{Linear, Norm},
+    image::Transform,
+};
+
+/// (name, image, patch, width, depth, heads, LayerScale, registers, class token's own distillation)
+const NAMES: [(&str, [usize; 5], Extra); 17] = [
+    ("deit_tiny", [224, 16, 192, 12, 3], Extra::Nothing),
+    ("deit_small", [224, 16, 384, 12, 6], Extra::Nothing),
+    ("deit_base", [224, 16, 768, 12, 12], Extra::Nothing),
+    ("deit_tiny_distilled", [224, 16, 192, 12, 3], Extra::Distilled),
+    ("deit_small_distilled", [224, 16, 384, 12, 6], Extra::Distilled),
+    ("deit_base_distilled", [224, 16, 768, 12, 12], Extra::Distilled),
+    ("vit_tiny", [224, 16, 192, 12, 3], Extra::Nothing),
+    ("vit_small", [224, 16, 384, 12, 6], Extra::Nothing),
+    ("vit_base", [224, 16, 768, 12, 12], Extra::Nothing),
+    ("vit_large", [224, 16, 1024, 24, 16], Extra::Nothing),
+    ("dinov2_small", [518, 14, 384, 12, 6], Extra::Headless(0)),
+    ("dinov2_base", [518, 14, 768, 12, 12], Extra::Headless(0)),
+    ("dinov2_large", [518, 14, 1024, 24, 16], Extra::Headless(0)),
+    ("dinov2_small_reg", [518, 14, 384, 12, 6], Extra::Headless(4)),
+    ("dinov2_base_reg", [518, 14, 768, 12, 12], Extra::Headless(4)),
+    ("clip_vit_b16", [224, 16, 768, 12, 12], Extra::Clip(512)),
+    ("clip_vit_l14", [224, 14, 1024, 24, 16], Extra::Clip(768)),
+];
+
+#[derive(Clone, Copy)]
+enum Extra {
+    Nothing,
+    Distilled,
+    /// No classifier; so many register tokens.
+    Headless(usize),
+    /// CLIP's visual tower with a projection of this width.
+    Clip(usize),
+}
+
+/// The names that [`config`] knows.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    NAMES.iter().map(|entry| entry.0)
+}
+
+/// The numbers of a published architecture.
+///
+/// # Errors
+/// When nothing is called `name`; the error lists the names.
+pub fn config(name: &str) -> Result<VitConfig> {
+    let Some(&(_, [image, patch, width, depth, heads], extra)) = NAMES.iter().find(|entry| entry.0 == name) else {
+        return Err(Error::model(format!(
+            "architecture `{name}` is unknown; known are {}",
+            names().collect::<Vec<_>>().join(", ")
+        )));
+    };
+    let clip = matches!(extra, Extra::Clip(_));
+    Ok(VitConfig {
+        image: [image; 2],
+        patch: [patch; 2],
+        channels: 3,
+        width,
+        depth,
+        heads,
+        hidden: 4 * width,
+        activation: if clip { Activation::QuickGelu } else { Activation::Gelu },
+        norm_eps: if clip { 1e-5 } else { 1e-6 },
+        class_token: true,
+        distillation_token: matches!(extra, Extra::Distilled),
+        registers: if let Extra::Headless(registers) = extra { registers } else { 0 },
+        readout: Readout::Class,
+        classes: match extra {
+            Extra::Nothing | Extra::Distilled => 1000,
+            Extra::Headless(_) => 0,
+            Extra::Clip(width) => width,
+        },
+        transform: if clip { Transform::clip() } else { Transform::imagenet() },
+        labels: None,
+    })
+}
+
+/// Random parameters of the right shapes and of a sane scale: what a model costs does not depend on what it knows.
+/// The same `seed` gives the same parameters.
+pub fn random_params(config: &VitConfig, seed: u64) -> VitParams<Tensor> {
+    let mut state = seed ^ 0x9E37_79B9_7F4A_7C15;
+    // Sums of uniform numbers are normal enough here.
+    let mut uniform = move || {
+        state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((z ^ (z >> 31)) >> 40) as f32 / (1_u32 << 24) as f32 - 0.5
+    };
+    let mut random = |shape: &[usize], scale: f32| {
+        let mut tensor = Tensor::zeros(shape);
+        tensor.data_mut().iter_mut().for_each(|x| *x = scale * (uniform() + uniform() + uniform()) * 2.0);
+        tensor
+    };
+    let (c, hidden) = (config.width, config.hidden);
+    let norm = |width: usize| Norm {
+        weight: Tensor::new(&[width], vec![1.0; width]).unwrap_or_else(|_| Tensor::zeros(&[width])),
+        bias: Some(Tensor::zeros(&[width])),
+        eps: config.norm_eps,
+    };
+    let mut linear = |outputs: usize, inputs: usize| Linear {
+        weight: random(&[outputs, inputs], (inputs as f32).powf(-0.5)),
+        bias: Some(Tensor::zeros(&[outputs])),
+    };
+    let patch = linear(c, config.channels * config.patch[0] * config.patch[1]);
+    let blocks = (0..config.depth).map(|_| BlockParams {
+        norm1: norm(c),
+        qkv: linear(3 * c, c),
+        q_norm: None,
+        k_norm: None,
+        attn_norm: None,
+        proj: linear(c, c),
+        norm2: norm(c),
+        fc1: linear(config.fc1_rows(), c),
+        mlp_norm: None,
+        fc2: linear(c, hidden),
+    });
+    let blocks = blocks.collect();
+    let features = if config.readout == Readout::ClassAndMean { 2 * c } else { c };
+    let head = (config.classes > 0).then(|| linear(config.classes, features));
+    let head_dist = (config.classes > 0 && config.distillation_token).then(|| linear(config.classes, c));
+    let special = config.special_tokens();
+    VitParams {
+        patch,
+        prefix: (special > 0).then(|| random(&[special, c], 0.02)),
+        position: Some(random(&[config.tokens() - special, c], 0.02)),
+        norm_pre: None,
+        blocks,
+        norm: Some(norm(c)),
+        fc_norm: None,
+        head,
+        head_dist,
+    }
+}

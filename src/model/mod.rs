@@ -1,0 +1,9 @@
+//! Models: forward passes over a backend and a reduction, one file per architecture.
+
+pub mod arch;
+mod config;
+mod map;
+mod vit;
+
+pub use config::{Activation, BlockParams, Readout, VitConfig, VitParams};
+pub use vit::{Observer, Output, Vit};

@@ -1,0 +1,423 @@
+//! The plain vision transformer: ViT, DeiT, DINOv2, CLIP's visual tower.
+
+use super::{BlockParams, Readout, VitConfig, VitParams};
+use crate::{
+    Error, Images, Result, SourceMap, Tensor,
+    backend::{Backend, Epilogue, Heads, Linear, Merged, Norm, ScoreRequest},
+    reduction::{Evidence, Host, Method, Site, Step},
+};
+
+/// A plain vision transformer on a backend.
+#[derive(Clone, Debug)]
+pub struct Vit<B: Backend> {
+    backend: B,
+    config: VitConfig,
+    params: VitParams<B::Tensor>,
+}
+
+/// What a forward pass gives.
+#[derive(Clone, Debug)]
+pub struct Output<B: Backend> {
+    /// All final tokens after the final LayerNorm, (B, M, C).
+    pub tokens: B::Tensor,
+    /// How many patches each final token stands for, (B, M); absent when nothing was reduced.
+    pub sizes: Option<B::Tensor>,
+    /// What the head reads, (B, C) or (B, 2C).
+    pub features: B::Tensor,
+    /// (B, classes), if the model has a head. With a distillation head the mean of both heads' logits.
+    pub logits: Option<B::Tensor>,
+    /// The logits of the class token's and the distillation token's head before they are averaged.
+    pub head_logits: Option<[B::Tensor; 2]>,
+    /// Tokens entering block 0 and leaving each block.
+    pub token_counts: Vec<usize>,
+    /// The plans that were applied, with the block they were applied in.
+    pub plans: Vec<(usize, B::Plan)>,
+}
+
+/// Looks on while a model runs. All methods do nothing unless implemented.
+pub trait Observer<B: Backend> {
+    /// Tokens entering block 0, (B, N, C).
+    fn embedded(&mut self, _tokens: &B::Tensor) {}
+    /// A step: what the method saw, what it decided and what became of the tokens (before the MLP, for a step inside a
+    /// block).
+    fn reduced(&mut self, _evidence: &Evidence<'_, B>, _plan: &B::Plan, _merged: &Merged<B::Tensor>) {}
+    /// Tokens leaving block `layer`.
+    fn block(&mut self, _layer: usize, _tokens: &B::Tensor) {}
+}
+
+impl<B: Backend> Observer<B> for () {}
+
+/// The state that travels from block to block.
+struct Stream<T> {
+    tokens: T,
+    sizes: Option<T>,
+    count: usize,
+}
+
+impl<B: Backend> Vit<B> {
+    /// A model from host parameters, moved to `backend`.
+    ///
+    /// # Errors
+    /// When the numbers of `config` contradict each other or a parameter has another shape than they say.
+    pub fn new(backend: B, config: VitConfig, params: VitParams<Tensor>) -> Result<Self> {
+        config.check()?;
+        check_params(&config, &params)?;
+        let params = params.try_map(&mut |tensor| backend.upload(tensor))?;
+        Ok(Self { backend, config, params })
+    }
+
+    /// The model's numbers.
+    pub fn config(&self) -> &VitConfig {
+        &self.config
+    }
+
+    /// The backend it runs on.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// What reduction methods may know of this model.
+    pub fn host(&self) -> Host {
+        self.config.host()
+    }
+
+    /// Runs a batch of images of the model's input size.
+    ///
+    /// # Errors
+    /// When the images have another size, or the method does not suit the model.
+    pub fn forward(&self, images: &Images, method: &impl Method) -> Result<Output<B>> {
+        self.forward_observed(images, method, &mut ())
+    }
+
+    /// Runs a batch with someone looking on.
+    ///
+    /// # Errors
+    /// As [`Vit::forward`].
+    pub fn forward_observed(
+        &self,
+        images: &Images,
+        method: &impl Method,
+        observer: &mut impl Observer<B>,
+    ) -> Result<Output<B>> {
+        let host = self.host();
+        method.check(&host)?;
+        let mut stream = self.embed(images)?;
+        observer.embedded(&stream.tokens);
+        let mut token_counts = vec![stream.count];
+        let mut plans = Vec::new();
+        for (layer, block) in self.params.blocks.iter().enumerate() {
+            let step = method.step(layer, stream.count, &host);
+            let pass = BlockPass { model: self, method, block, layer, step };
+            let (next, plan) = pass.run(stream, observer)?;
+            stream = next;
+            observer.block(layer, &stream.tokens);
+            token_counts.push(stream.count);
+            plans.extend(plan.map(|plan| (layer, plan)));
+        }
+        self.read_out(stream, token_counts, plans)
+    }
+
+    fn embed(&self, images: &Images) -> Result<Stream<B::Tensor>> {
+        let [_, channels, height, width] = images.shape();
+        let c = &self.config;
+        if channels != c.channels || [height, width] != c.image {
+            return Err(Error::model(format!(
+                "the images are {height}x{width} with {channels} channels, the model takes {}x{} with {}",
+                c.image[0], c.image[1], c.channels
+            )));
+        }
+        let rows = self.backend.patches(images, c.patch, &c.transform.mean, &c.transform.std)?;
+        let patches = self.backend.linear(&rows, self.params.patch.all(), Epilogue::None)?;
+        let mut tokens =
+            self.backend.embed(&patches, self.params.prefix.as_ref(), self.params.position.as_ref())?;
+        if let Some(norm) = &self.params.norm_pre {
+            tokens = self.backend.layer_norm(&tokens, norm)?;
+        }
+        Ok(Stream { tokens, sizes: None, count: c.tokens() })
+    }
+
+    fn read_out(
+        &self,
+        stream: Stream<B::Tensor>,
+        token_counts: Vec<usize>,
+        plans: Vec<(usize, B::Plan)>,
+    ) -> Result<Output<B>> {
+        let (backend, params, special) = (&self.backend, &self.params, self.config.special_tokens());
+        let Stream { mut tokens, sizes, .. } = stream;
+        if let Some(norm) = &params.norm {
+            tokens = backend.layer_norm(&tokens, norm)?;
+        }
+        let token = |at: usize| {
+            let row = backend.tokens(&tokens, at..at + 1)?;
+            backend.mean_tokens(&row, None, 0)
+        };
+        let mean = || backend.mean_tokens(&tokens, sizes.as_ref(), special);
+        let mut features = match self.config.readout {
+            Readout::Class => token(0)?,
+            Readout::Mean => mean()?,
+            Readout::ClassAndMean => {
+                let (class, mean) = (backend.download(&token(0)?)?, backend.download(&mean()?)?);
+                let rows = (0..class.dim(0)).flat_map(|image| [class.item(image), mean.item(image)].concat());
+                let width = 2 * self.config.width;
+                backend.upload(Tensor::new(&[class.dim(0), width], rows.collect())?)?
+            }
+        };
+        if let Some(norm) = &params.fc_norm {
+            features = backend.layer_norm(&features, norm)?;
+        }
+        let head = |head: &Linear<B::Tensor>, x: &B::Tensor| backend.linear(x, head.all(), Epilogue::None);
+        let mut logits = params.head.as_ref().map(|layer| head(layer, &features)).transpose()?;
+        let mut head_logits = None;
+        if let (Some(class), Some(layer)) = (&logits, &params.head_dist) {
+            let distilled = head(layer, &token(1)?)?;
+            let (a, b) = (backend.download(class)?, backend.download(&distilled)?);
+            let mean = a.data().iter().zip(b.data()).map(|(a, b)| f32::midpoint(*a, *b)).collect();
+            let both = [class.clone(), distilled];
+            logits = Some(backend.upload(Tensor::new(a.shape(), mean)?)?);
+            head_logits = Some(both);
+        }
+        Ok(Output { tokens, sizes, features, logits, head_logits, token_counts, plans })
+    }
+}
+
+impl<B: Backend> Output<B> {
+    /// Where each token of the input ended up.
+    ///
+    /// # Errors
+    /// Those of reading the plans from the device.
+    pub fn source_map(&self, backend: &B) -> Result<SourceMap> {
+        let batch = backend.shape(&self.tokens)[0];
+        let mut map = SourceMap::identity(batch, self.token_counts[0]);
+        for (_, plan) in &self.plans {
+            map.apply(&backend.download_plan(plan)?)?;
+        }
+        Ok(map)
+    }
+}
+
+/// One block and what a method does in it.
+struct BlockPass<'a, B: Backend, M> {
+    model: &'a Vit<B>,
+    method: &'a M,
+    block: &'a BlockParams<B::Tensor>,
+    layer: usize,
+    step: Option<Step>,
+}
+
+type Stepped<B> = (Stream<<B as Backend>::Tensor>, Option<<B as Backend>::Plan>);
+
+impl<B: Backend, M: Method> BlockPass<'_, B, M> {
+    fn run(&self, stream: Stream<B::Tensor>, observer: &mut impl Observer<B>) -> Result<Stepped<B>> {
+        let backend = &self.model.backend;
+        match self.step {
+            Some(step @ Step { site: Site::BeforeAttention { reuse }, .. }) => {
+                self.reduce_before(stream, &step, reuse, observer)
+            }
+            Some(step @ Step { site: Site::AfterAttention, .. }) => {
+                let normed = backend.layer_norm(&stream.tokens, &self.block.norm1)?;
+                let qkv = self.heads(&normed, 0..3)?;
+                let (context, scores) = backend.attention(&self.view(&qkv, &stream), step.scores)?;
+                let Stream { tokens, sizes, count } = stream;
+                let stream = Stream { tokens: self.project(&context, tokens)?, sizes, count };
+                let (merged, plan) =
+                    self.reduce(&stream, &step, &qkv, &scores, Some(&self.block.norm2), observer)?;
+                let normed = merged.normed;
+                let tokens = self.mlp(merged.tokens, normed)?;
+                Ok((Stream { tokens, sizes: Some(merged.sizes), count: step.tokens }, Some(plan)))
+            }
+            Some(step @ Step { site: Site::AfterBlock, .. }) => {
+                let normed = backend.layer_norm(&stream.tokens, &self.block.norm1)?;
+                let qkv = self.heads(&normed, 0..3)?;
+                let (context, scores) = backend.attention(&self.view(&qkv, &stream), step.scores)?;
+                let Stream { tokens, sizes, count } = stream;
+                let tokens = self.mlp(self.project(&context, tokens)?, None)?;
+                let stream = Stream { tokens, sizes, count };
+                let (merged, plan) = self.reduce(&stream, &step, &qkv, &scores, None, observer)?;
+                Ok((
+                    Stream { tokens: merged.tokens, sizes: Some(merged.sizes), count: step.tokens },
+                    Some(plan),
+                ))
+            }
+            None => {
+                let normed = backend.layer_norm(&stream.tokens, &self.block.norm1)?;
+                Ok((self.plain(stream, &normed)?, None))
+            }
+        }
+    }
+
+    /// The block without reduction, from its first LayerNorm's result on.
+    fn plain(&self, stream: Stream<B::Tensor>, normed: &B::Tensor) -> Result<Stream<B::Tensor>> {
+        let qkv = self.heads(normed, 0..3)?;
+        let (context, _) =
+            self.model.backend.attention(&self.view(&qkv, &stream), ScoreRequest::default())?;
+        drop(qkv);
+        let Stream { tokens, sizes, count } = stream;
+        let tokens = self.mlp(self.project(&context, tokens)?, None)?;
+        Ok(Stream { tokens, sizes, count })
+    }
+
+    /// MCTF's order: look at the attention map, reduce, then attend.
+    fn reduce_before(
+        &self,
+        stream: Stream<B::Tensor>,
+        step: &Step,
+        reuse: bool,
+        observer: &mut impl Observer<B>,
+    ) -> Result<Stepped<B>> {
+        let backend = &self.model.backend;
+        let normed = backend.layer_norm(&stream.tokens, &self.block.norm1)?;
+        let qk = self.heads(&normed, 0..2)?;
+        let scores = backend.attention_scores(&self.view(&qk, &stream), step.scores)?;
+        let (merged, plan) = self.reduce(&stream, step, &qk, &scores, Some(&self.block.norm1), observer)?;
+        let normed = match merged.normed {
+            Some(normed) => normed,
+            None => backend.layer_norm(&merged.tokens, &self.block.norm1)?,
+        };
+        let reduced = Stream { tokens: merged.tokens, sizes: Some(merged.sizes), count: step.tokens };
+        if !reuse {
+            return Ok((self.plain(reduced, &normed)?, Some(plan)));
+        }
+        let values = self.heads(&normed, 2..3)?;
+        // The map is the one of the tokens before the reduction, their sizes included.
+        let context = backend.attention_reduced(&self.view(&qk, &stream), &values, &plan, step.pooling)?;
+        let tokens = self.mlp(self.project(&context, reduced.tokens)?, None)?;
+        Ok((Stream { tokens, ..reduced }, Some(plan)))
+    }
+
+    fn reduce(
+        &self,
+        stream: &Stream<B::Tensor>,
+        step: &Step,
+        packed: &B::Tensor,
+        scores: &crate::backend::Scores<B::Tensor>,
+        norm: Option<&Norm<B::Tensor>>,
+        observer: &mut impl Observer<B>,
+    ) -> Result<(Merged<B::Tensor>, B::Plan)> {
+        let backend = &self.model.backend;
+        let evidence = Evidence {
+            layer: self.layer,
+            step: *step,
+            tokens: &stream.tokens,
+            heads: self.view(packed, stream),
+            scores,
+            sizes: stream.sizes.as_ref(),
+            count: stream.count,
+            special: self.model.config.special_tokens(),
+        };
+        let plan = self.method.plan(backend, &evidence)?;
+        let merged = backend.merge(&stream.tokens, stream.sizes.as_ref(), &plan, step.pooling, norm)?;
+        observer.reduced(&evidence, &plan, &merged);
+        Ok((merged, plan))
+    }
+
+    /// Parts `parts` of query (0), key (1) and value (2), packed.
+    fn heads(&self, normed: &B::Tensor, parts: std::ops::Range<usize>) -> Result<B::Tensor> {
+        let (backend, config) = (&self.model.backend, &self.model.config);
+        let rows = parts.start * config.width..parts.end * config.width;
+        let mut packed = backend.linear(normed, self.block.qkv.rows(rows), Epilogue::None)?;
+        for (part, norm) in [&self.block.q_norm, &self.block.k_norm].into_iter().enumerate() {
+            if let (Some(norm), true) = (norm, parts.contains(&part)) {
+                packed = backend.head_norm(packed, part - parts.start, config.heads, norm)?;
+            }
+        }
+        Ok(packed)
+    }
+
+    fn view<'t>(&self, packed: &'t B::Tensor, stream: &'t Stream<B::Tensor>) -> Heads<'t, B::Tensor> {
+        let config = &self.model.config;
+        let head_dim = config.head_dim();
+        Heads {
+            packed,
+            heads: config.heads,
+            head_dim,
+            scale: (head_dim as f64).powf(-0.5) as f32,
+            sizes: if self.method.proportional_attention() { stream.sizes.as_ref() } else { None },
+        }
+    }
+
+    /// The attention's output projection, added to the residual stream.
+    fn project(&self, context: &B::Tensor, residual: B::Tensor) -> Result<B::Tensor> {
+        let backend = &self.model.backend;
+        let add = Epilogue::AddTo(residual);
+        match &self.block.attn_norm {
+            Some(norm) => backend.linear(&backend.layer_norm(context, norm)?, self.block.proj.all(), add),
+            None => backend.linear(context, self.block.proj.all(), add),
+        }
+    }
+
+    /// The MLP, added to the residual stream; `normed` is its LayerNorm if it is known already.
+    fn mlp(&self, tokens: B::Tensor, normed: Option<B::Tensor>) -> Result<B::Tensor> {
+        let (backend, block) = (&self.model.backend, self.block);
+        let normed = match normed {
+            Some(normed) => normed,
+            None => backend.layer_norm(&tokens, &block.norm2)?,
+        };
+        let activation = Epilogue::Activation(self.model.config.activation);
+        let mut hidden = backend.linear(&normed, block.fc1.all(), activation)?;
+        drop(normed);
+        if let Some(norm) = &block.mlp_norm {
+            hidden = backend.layer_norm(&hidden, norm)?;
+        }
+        backend.linear(&hidden, block.fc2.all(), Epilogue::AddTo(tokens))
+    }
+}
+
+/// Checks every parameter's shape against the numbers.
+fn check_params(config: &VitConfig, params: &VitParams<Tensor>) -> Result<()> {
+    fn expect(name: &str, tensor: &Tensor, shape: &[usize]) -> Result<()> {
+        if tensor.shape() == shape {
+            return Ok(());
+        }
+        Err(Error::model(format!("parameter {name} has shape {:?}, the numbers say {shape:?}", tensor.shape())))
+    }
+    fn linear(name: &str, layer: &Linear<Tensor>, outputs: usize, inputs: usize) -> Result<()> {
+        expect(name, &layer.weight, &[outputs, inputs])?;
+        layer.bias.as_ref().map_or(Ok(()), |bias| expect(name, bias, &[outputs]))
+    }
+    fn norm(name: &str, norm: Option<&Norm<Tensor>>, width: usize) -> Result<()> {
+        let Some(norm) = norm else { return Ok(()) };
+        expect(name, &norm.weight, &[width])?;
+        norm.bias.as_ref().map_or(Ok(()), |bias| expect(name, bias, &[width]))
+    }
+    let (c, special) = (config.width, config.special_tokens());
+    if params.blocks.len() != config.depth {
+        return Err(Error::model(format!("{} blocks of parameters, depth {}", params.blocks.len(), config.depth)));
+    }
+    linear("patch", &params.patch, c, config.channels * config.patch[0] * config.patch[1])?;
+    match &params.prefix {
+        Some(prefix) => expect("prefix", prefix, &[special, c])?,
+        None if special > 0 => {
+            return Err(Error::model(format!("{special} special tokens have no parameters")));
+        }
+        None => {}
+    }
+    if let Some(position) = &params.position {
+        expect("position", position, &[config.grid()[0] * config.grid()[1], c])?;
+    }
+    norm("norm_pre", params.norm_pre.as_ref(), c)?;
+    for (i, block) in params.blocks.iter().enumerate() {
+        let name = |part: &str| format!("blocks.{i}.{part}");
+        norm(&name("norm1"), Some(&block.norm1), c)?;
+        linear(&name("qkv"), &block.qkv, 3 * c, c)?;
+        norm(&name("q_norm"), block.q_norm.as_ref(), config.head_dim())?;
+        norm(&name("k_norm"), block.k_norm.as_ref(), config.head_dim())?;
+        norm(&name("attn_norm"), block.attn_norm.as_ref(), c)?;
+        linear(&name("proj"), &block.proj, c, c)?;
+        norm(&name("norm2"), Some(&block.norm2), c)?;
+        linear(&name("fc1"), &block.fc1, config.fc1_rows(), c)?;
+        norm(&name("mlp_norm"), block.mlp_norm.as_ref(), config.hidden)?;
+        linear(&name("fc2"), &block.fc2, c, config.hidden)?;
+    }
+    norm("norm", params.norm.as_ref(), c)?;
+    let features = if config.readout == Readout::ClassAndMean { 2 * c } else { c };
+    norm("fc_norm", params.fc_norm.as_ref(), features)?;
+    for (name, head) in [("head", &params.head), ("head_dist", &params.head_dist)] {
+        if let Some(head) = head {
+            linear(name, head, config.classes, if name == "head" { features } else { c })?;
+        }
+    }
+    if params.head_dist.is_some() && !config.distillation_token {
+        return Err(Error::model("a distillation head needs a distillation token"));
+    }
+    Ok(())
+}

@@ -1,0 +1,227 @@
+//! Token reduction: one file per method. A method decides where in the network tokens go and how many, and builds the
+//! [`TokenPlan`](crate::TokenPlan) of each step out of backend operations. It knows no device.
+
+mod evit;
+mod mctf;
+mod spec;
+mod tome;
+
+use std::{fmt, str::FromStr};
+
+pub use evit::{Evit, Keep};
+pub use mctf::{Amount, LookAhead, Mctf, MctfPooling};
+pub use tome::{Schedule, Tome};
+
+use crate::{
+    Error, Result,
+    backend::{Backend, Heads, Pooling, ScoreRequest, Scores},
+};
+
+/// What a method may know of the model it reduces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// Number of blocks.
+    pub depth: usize,
+    /// Tokens at the front that are never reduced: class, distillation and register tokens.
+    pub special: usize,
+    /// Token 0 is a class token.
+    pub class_token: bool,
+    /// Width of the residual stream.
+    pub width: usize,
+    /// Attention heads.
+    pub heads: usize,
+}
+
+/// Where in a block tokens are reduced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Site {
+    /// Before the attention, on the strength of a look at its map; `reuse` folds that map over the groups and applies
+    /// it, otherwise the attention is computed anew on the reduced tokens.
+    BeforeAttention {
+        /// Fold the map instead of computing another one.
+        reuse: bool,
+    },
+    /// After the attention's residual, before the MLP.
+    AfterAttention,
+    /// After the whole block, with the scores of its attention.
+    AfterBlock,
+}
+
+/// What a method does in one block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Where.
+    pub site: Site,
+    /// Tokens that are left, special ones included.
+    pub tokens: usize,
+    /// The attention scores its decision needs.
+    pub scores: ScoreRequest,
+    /// How groups are combined.
+    pub pooling: Pooling,
+    /// Multiply-adds of the decision, per image.
+    pub macs: u64,
+}
+
+/// What a method sees when it decides.
+pub struct Evidence<'a, B: Backend + ?Sized> {
+    /// Block number, from 0.
+    pub layer: usize,
+    /// What [`Method::step`] said.
+    pub step: Step,
+    /// The residual stream, (B, N, C).
+    pub tokens: &'a B::Tensor,
+    /// Queries, keys and, after the attention, values of this block.
+    pub heads: Heads<'a, B::Tensor>,
+    /// The scores asked for.
+    pub scores: &'a Scores<B::Tensor>,
+    /// Sizes of the tokens, (B, N); absent before the first reduction.
+    pub sizes: Option<&'a B::Tensor>,
+    /// Tokens N.
+    pub count: usize,
+    /// Special tokens.
+    pub special: usize,
+}
+
+/// A token reduction method.
+pub trait Method: Sync {
+    /// Whether the method can run on `host`.
+    ///
+    /// # Errors
+    /// Says what does not fit.
+    fn check(&self, host: &Host) -> Result<()>;
+
+    /// What happens in block `layer` when `tokens` tokens enter it; nothing if `None`. Depends on counts alone, so
+    /// every shape of a forward pass is known beforehand.
+    fn step(&self, layer: usize, tokens: usize, host: &Host) -> Option<Step>;
+
+    /// Whether attention weighs keys by the number of patches they stand for.
+    fn proportional_attention(&self) -> bool;
+
+    /// The plan of a step.
+    ///
+    /// # Errors
+    /// Those of the backend's operations.
+    fn plan<B: Backend>(&self, backend: &B, evidence: &Evidence<'_, B>) -> Result<B::Plan>;
+}
+
+/// Any of this crate's methods, as written in a specification string.
+///
+/// ```
+/// use foveate::Reduction;
+/// let reduction: Reduction = "tome:r=16,schedule=decreasing".parse()?;
+/// assert_eq!(reduction.to_string(), "tome:r=16,schedule=decreasing");
+/// assert!("tome:r=many".parse::<Reduction>().is_err());
+/// # Ok::<(), foveate::Error>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub enum Reduction {
+    /// No reduction.
+    #[default]
+    None,
+    /// Token Merging.
+    Tome(Tome),
+    /// Multi-criteria Token Fusion.
+    Mctf(Mctf),
+    /// Expediting ViTs via token reorganisations.
+    Evit(Evit),
+}
+
+impl Reduction {
+    /// The names that specification strings begin with.
+    pub const NAMES: [&'static str; 4] = ["none", "tome", "mctf", "evit"];
+
+    /// Tokens entering block 0 and leaving each block.
+    pub fn token_counts(&self, tokens: usize, host: &Host) -> Vec<usize> {
+        token_counts(self, tokens, host)
+    }
+}
+
+/// Tokens entering block 0 and leaving each block.
+pub fn token_counts(method: &impl Method, tokens: usize, host: &Host) -> Vec<usize> {
+    let mut counts = vec![tokens];
+    let mut now = tokens;
+    for layer in 0..host.depth {
+        now = method.step(layer, now, host).map_or(now, |step| step.tokens);
+        counts.push(now);
+    }
+    counts
+}
+
+impl FromStr for Reduction {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let mut fields = spec::Fields::parse(text)?;
+        let reduction = match fields.name() {
+            "none" => Self::None,
+            "tome" => Self::Tome(Tome::from_fields(&mut fields)?),
+            "mctf" => Self::Mctf(Mctf::from_fields(&mut fields)?),
+            "evit" => Self::Evit(Evit::from_fields(&mut fields)?),
+            name => {
+                return Err(fields.error(format!("unknown method `{name}`; known are {}", Self::NAMES.join(", "))));
+            }
+        };
+        fields.finish()?;
+        Ok(reduction)
+    }
+}
+
+impl fmt::Display for Reduction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::Tome(tome) => tome.fmt(f),
+            Self::Mctf(mctf) => mctf.fmt(f),
+            Self::Evit(evit) => evit.fmt(f),
+        }
+    }
+}
+
+impl Method for Reduction {
+    fn check(&self, host: &Host) -> Result<()> {
+        match self {
+            Self::None => Ok(()),
+            Self::Tome(m) => m.check(host),
+            Self::Mctf(m) => m.check(host),
+            Self::Evit(m) => m.check(host),
+        }
+    }
+
+    fn step(&self, layer: usize, tokens: usize, host: &Host) -> Option<Step> {
+        match self {
+            Self::None => None,
+            Self::Tome(m) => m.step(layer, tokens, host),
+            Self::Mctf(m) => m.step(layer, tokens, host),
+            Self::Evit(m) => m.step(layer, tokens, host),
+        }
+    }
+
+    fn proportional_attention(&self) -> bool {
+        match self {
+            Self::None => false,
+            Self::Tome(m) => m.proportional_attention(),
+            Self::Mctf(m) => m.proportional_attention(),
+            Self::Evit(m) => m.proportional_attention(),
+        }
+    }
+
+    fn plan<B: Backend>(&self, backend: &B, evidence: &Evidence<'_, B>) -> Result<B::Plan> {
+        match self {
+            Self::None => Err(Error::argument("reduction", "`none` has no plan to build")),
+            Self::Tome(m) => m.plan(backend, evidence),
+            Self::Mctf(m) => m.plan(backend, evidence),
+            Self::Evit(m) => m.plan(backend, evidence),
+        }
+    }
+}
+
+/// An error of a method that cannot run on a host.
+fn unsuitable(method: &dyn fmt::Display, what: impl Into<String>) -> Error {
+    Error::spec(method.to_string(), what)
+}
+
+/// The blocks at a quarter, half and three quarters of the depth: blocks 3, 6 and 9 of 12, as EViT and MCTF-Fast use.
+fn quarter_blocks(depth: usize) -> [usize; 3] {
+    [depth / 4, depth / 2, 3 * depth / 4]
+}

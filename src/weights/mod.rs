@@ -1,0 +1,25 @@
+//! Checkpoints: safetensors files in timm and Hugging Face naming become parameters.
+//!
+//! [`Checkpoint`] opens a file, [`ConfigFile`] the configuration beside it, [`Overrides`] holds what the caller knows
+//! better, and [`load_vit`] turns them into the numbers and parameters of a plain vision transformer. Files are not
+//! trusted: whatever they hold, the result is a model or an error of one line that names the file, the tensor or key,
+//! and the remedy.
+
+mod config;
+mod file;
+mod header;
+mod json;
+mod naming;
+mod overrides;
+mod parameters;
+mod position;
+mod settings;
+mod text;
+mod vit;
+
+pub use config::ConfigFile;
+pub use file::Checkpoint;
+pub use naming::Family;
+pub use overrides::Overrides;
+pub use position::{PositionResampling, resample_positions};
+pub use vit::{LoadedVit, Provenance, load_vit, load_vit_file};
