@@ -449,7 +449,8 @@ impl Names {
             return Err(Error::file(
                 checkpoint.file(),
                 format!(
-                    "is not a vision transformer this crate knows: {known} of its {total} tensors{example} have known                      names; readable are {}",
+                    "is not a vision transformer this crate knows: {known} of its {total} tensors{example} have known \
+                     names; readable are {}",
                     families.join(", ")
                 ),
             ));

@@ -18,10 +18,6 @@ use crate::{
 const KNOWN_HEADS: [(usize, usize); 9] =
     [(192, 3), (384, 6), (768, 12), (1024, 16), (1152, 16), (1280, 16), (1408, 16), (1536, 24), (1664, 16)];
 
-const IMAGENET: ([f32; 3], [f32; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
-const CLIP: ([f32; 3], [f32; 3]) =
-    ([0.481_454_66, 0.457_827_5, 0.408_210_73], [0.268_629_54, 0.261_302_6, 0.275_777_1]);
-
 /// How a position table is laid out and what becomes of it.
 #[derive(Debug)]
 pub(super) struct Positions {
@@ -197,7 +193,7 @@ impl Resolver<'_> {
             Some(given) => given,
             None => self.default_heads()?,
         };
-        if value == 0 || s.width % value != 0 {
+        if value == 0 || !s.width.is_multiple_of(value) {
             return Err(self.fail(format!(
                 "{value} heads ({source}) do not divide the width {}; set heads to a divisor",
                 s.width
@@ -216,7 +212,7 @@ impl Resolver<'_> {
         if let Some(&(_, heads)) = KNOWN_HEADS.iter().find(|(known, _)| *known == width) {
             return from(heads, "usual for this width");
         }
-        if width % 64 == 0 {
+        if width.is_multiple_of(64) {
             return from(width / 64, "width/64");
         }
         Err(self.fail(format!("nothing says how many heads a model {width} wide has; set heads")))
@@ -229,10 +225,7 @@ impl Resolver<'_> {
             // Hugging Face's DINOv2 ignores `hidden_act` when its MLP is gated.
             let ignored = self.family == Family::HuggingFaceDinov2;
             let named = named.filter(|_| !ignored);
-            let named = match &named {
-                Some(name) => Some((Activation::parse(&name.value), &name.source[..])),
-                None => None,
-            };
+            let named = named.as_ref().map(|name| (Activation::parse(&shown(&name.value)), &name.source[..]));
             let asked = set.map(|set| (Ok(set), "override")).or(named);
             if let Some((activation, source)) = asked {
                 let activation = activation.map_err(|e| self.fail(format!("`{source}`: {e}")))?;
@@ -357,21 +350,19 @@ impl Resolver<'_> {
 
     fn transform(&mut self) -> Result<Transform> {
         let clip = self.family.is_clip() || self.skeleton.norm_pre;
-        let (default_mean, default_std) = if clip { CLIP } else { IMAGENET };
+        let default = if clip { Transform::clip() } else { Transform::imagenet() };
         let usual = if clip { "default of CLIP" } else { "default (ImageNet)" };
         let mean = first(self.overrides.mean.clone(), self.config.mean.take(), self.metadata.mean.take());
         let std = first(self.overrides.std.clone(), self.config.std.take(), self.metadata.std.take());
-        let mean = self.per_channel("mean", mean, &default_mean, usual)?;
-        let std = self.per_channel("std", std, &default_std, usual)?;
+        let mean = self.per_channel("mean", mean, &default.mean, usual)?;
+        let std = self.per_channel("std", std, &default.std, usual)?;
         if let Some(bad) = std.iter().find(|&&v| v <= 0.0) {
             return Err(self.fail(format!("std {bad} cannot be divided by; set std")));
         }
 
         let crop = first(self.overrides.crop_pct, self.config.crop_pct.take(), self.metadata.crop_pct.take());
-        let Sourced { value: crop_pct, source } = crop.unwrap_or_else(|| Sourced {
-            value: if clip { 1.0 } else { 0.9 },
-            source: if clip { "default of CLIP".into() } else { "default".into() },
-        });
+        let Sourced { value: crop_pct, source } =
+            crop.unwrap_or_else(|| Sourced { value: default.crop_pct, source: usual.into() });
         if !(crop_pct > 0.0 && crop_pct <= 1.0) {
             return Err(
                 self.fail(format!("crop_pct {crop_pct} ({source}) must lie above 0 and be at most 1"))
@@ -390,7 +381,7 @@ impl Resolver<'_> {
                     )));
                 }
             },
-            (None, None) => (Interpolation::Bicubic, "default".into()),
+            (None, None) => (default.interpolation, usual.into()),
         };
         let name = if filter == Interpolation::Bicubic { "bicubic" } else { "bilinear" };
         self.note("interpolation", name, source);
@@ -402,13 +393,17 @@ impl Resolver<'_> {
         &mut self,
         field: &'static str,
         given: Option<Sourced<Vec<f32>>>,
-        default: &[f32; 3],
+        default: &[f32],
         usual: &str,
     ) -> Result<Vec<f32>> {
         let channels = self.skeleton.channels;
         let Sourced { mut value, source } = given.unwrap_or_else(|| Sourced {
             // Grey pictures: the average over the three channels.
-            value: if channels == 1 { vec![default.iter().sum::<f32>() / 3.0] } else { default.to_vec() },
+            value: if channels == 1 {
+                vec![default.iter().sum::<f32>() / default.len() as f32]
+            } else {
+                default.to_vec()
+            },
             source: usual.into(),
         });
         if value.len() == 1 && source == "override" && channels <= 4 {
@@ -416,7 +411,8 @@ impl Resolver<'_> {
         }
         if value.len() != channels || value.iter().any(|v| !v.is_finite()) {
             return Err(self.fail(format!(
-                "{field} {value:?} ({source}) must be {channels} finite numbers, one per input channel; set {field}"
+                "{field} {} ({source}) must be {channels} finite numbers, one per input channel; set {field}",
+                shown(&format!("{value:?}"))
             )));
         }
         self.note(field, format!("{value:?}"), source);

@@ -57,8 +57,8 @@ fn timm_configurations() {
 fn hugging_face_configurations() {
     let tensors = with_prefix(&hugging_face_vit(&timm()), "vit.", "classifier");
     let config = r#"{"model_type": "vit", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "intermediate_size": 32, "hidden_act": "gelu_new", "layer_norm_eps": 1e-05, "image_size": 12, "patch_size": [4, 4],
-        "num_channels": 3, "id2label": {"4": "e", "0": "a", "1": "b", "2": "c", "3": "d"}, "torch_dtype": null}"#;
+        "intermediate_size": 32, "hidden_act": "gelu_new", "layer_norm_eps": 1e-05, "image_size": 12,
+        "patch_size": [4, 4], "num_channels": 3, "id2label": {"4": "e", "0": "a", "1": "b", "2": "c", "3": "d"}, "torch_dtype": null}"#;
     let loaded = load_with(&tensors, config, &[]).unwrap();
     let c = &loaded.config;
     assert_eq!((c.heads, c.norm_eps, c.activation), (4, 1e-5, Activation::GeluTanh));

@@ -128,10 +128,12 @@ fn models() -> [Tensors; 3] {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn mutated_files_never_panic(which in 0_usize..3, edits in vec(edit(), 0..5), heads in prop_oneof![Just("2"), Just("5")]) {
+    fn mutated_files_never_panic(
+        which in 0_usize..3, edits in vec(edit(), 0..5), heads in prop_oneof![Just("2"), Just("5")],
+    ) {
         let mut file = bytes(&models()[which]);
         for edit in &edits {
             apply(&mut file, edit);
@@ -164,7 +166,9 @@ proptest! {
     }
 
     #[test]
-    fn settings_never_panic(key in "(heads|image|mean|std|crop_pct|norm_eps|readout|.{0,6})", value in ".{0,12}|[0-9x,.eE+-]{0,12}") {
+    fn settings_never_panic(
+        key in "(heads|image|mean|std|crop_pct|norm_eps|readout|.{0,6})", value in ".{0,12}|[0-9x,.eE+-]{0,12}",
+    ) {
         let mut overrides = Overrides::default();
         if let Err(error) = overrides.set(&format!("{key}={value}")) {
             let text = error.to_string();

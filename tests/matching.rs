@@ -1,0 +1,132 @@
+//! Bipartite matching against a plain statement of the rules, with ties planted on purpose.
+
+use foveate::{
+    Tensor,
+    backend::{Attraction, Backend, Matching, Metric, Weighting},
+    cpu::{Cpu, matching::match_scores},
+};
+use proptest::prelude::*;
+
+/// ToMe's rules, one sentence each (spec section 6): A tokens by descending best score, ties to the lower index; the
+/// first `merges` go to their best B token, ties to the lower index; special tokens are left alone.
+fn expected_groups(scores: &[f32], tokens: usize, special: usize, merges: usize) -> Vec<Vec<usize>> {
+    let nb = tokens / 2;
+    let score = |a: usize, b: usize| scores[a / 2 * nb + b / 2];
+    let sources: Vec<usize> = (special..tokens).filter(|t| t % 2 == 0).collect();
+    let targets: Vec<usize> = (special..tokens).filter(|t| t % 2 == 1).collect();
+    let best = |a: usize| {
+        let top = targets.iter().map(|&b| score(a, b)).fold(f32::NEG_INFINITY, f32::max);
+        (top, targets.iter().copied().find(|&b| score(a, b) == top))
+    };
+    let mut order = sources.clone();
+    order.sort_by(|&x, &y| best(y).0.total_cmp(&best(x).0).then(x.cmp(&y)));
+    let merged = &order[..merges];
+    let mut kept: Vec<usize> = order[merges..].to_vec();
+    if special > 0 {
+        kept.sort_unstable();
+    }
+    let mut groups: Vec<Vec<usize>> = (0..special).map(|t| vec![t]).collect();
+    groups.extend(kept.into_iter().map(|t| vec![t]));
+    for &target in &targets {
+        let mut group: Vec<usize> = merged.iter().copied().filter(|&a| best(a).1 == Some(target)).collect();
+        group.push(target);
+        group.sort_unstable();
+        groups.push(group);
+    }
+    groups
+}
+
+proptest! {
+    #[test]
+    fn one_way_matching_follows_the_rules(
+        tokens in 1_usize..60, special in 0_usize..6, share in 0.0..=1.0_f64,
+        levels in prop_oneof![Just(2_u32), Just(5), Just(1000)], seed in any::<u32>(),
+    ) {
+        let special = special.min(tokens);
+        let merges = ((tokens - special) as f64 / 2.0 * share) as usize;
+        // Few levels make many ties.
+        let count = tokens.div_ceil(2) * (tokens / 2);
+        let value = |i: usize| ((i as u32).wrapping_mul(2_654_435_761).wrapping_add(seed) >> 8) % levels;
+        let scores: Vec<f32> = (0..count).map(|i| value(i) as f32 / levels as f32).collect();
+        let matches = match_scores(&scores, tokens, special, merges, false).unwrap();
+        prop_assert_eq!(matches.groups(tokens, special), expected_groups(&scores, tokens, special, merges));
+    }
+
+    #[test]
+    fn both_ways_every_token_lands_somewhere(
+        tokens in 1_usize..60, special in 0_usize..6, share in 0.0..=1.0_f64,
+        levels in prop_oneof![Just(1_u32), Just(3), Just(1000)], seed in any::<u32>(), nan in any::<bool>(),
+    ) {
+        let special = special.min(tokens);
+        let merges = ((tokens - special) as f64 / 2.0 * share) as usize;
+        let count = tokens.div_ceil(2) * (tokens / 2);
+        let value = |i: usize| ((i as u32).wrapping_mul(2_654_435_761).wrapping_add(seed) >> 8) % levels;
+        let mut scores: Vec<f32> = (0..count).map(|i| value(i) as f32).collect();
+        if nan && !scores.is_empty() {
+            let at = seed as usize % scores.len();
+            scores[at] = f32::NAN;
+        }
+        let matches = match_scores(&scores, tokens, special, merges, true).unwrap();
+        let groups = matches.groups(tokens, special);
+        prop_assert_eq!(groups.len(), tokens - merges);
+        let mut all: Vec<usize> = groups.concat();
+        all.sort_unstable();
+        prop_assert_eq!(all, (0..tokens).collect::<Vec<_>>());
+        for (token, group) in groups.iter().take(special).enumerate() {
+            prop_assert_eq!(group, &vec![token], "special tokens stay where they are, alone");
+        }
+        let back = matches.back.unwrap();
+        prop_assert_eq!(matches.merged.len(), merges / 2);
+        prop_assert_eq!(back.merged.len(), merges - merges / 2);
+        let scores: Vec<f32> = back.kept.iter().map(|&j| back.best[j]).filter(|s| !s.is_nan()).collect();
+        prop_assert!(scores.is_sorted_by(|a, b| a >= b));
+    }
+}
+
+fn cosine_plan(rows: &Tensor, special: usize, merges: usize) -> Vec<Vec<i32>> {
+    let matching = Matching {
+        metric: Metric::Rows(rows),
+        attraction: Attraction::Cosine,
+        weighting: Weighting::Uniform,
+        special,
+        merges,
+        both_ways: false,
+    };
+    let plan = Cpu::new().matching(&matching).unwrap();
+    (0..plan.tokens_out()).map(|t| plan.group(0, t).0.to_vec()).collect()
+}
+
+#[test]
+fn equal_tokens_merge_into_the_lower_index_first() {
+    // All rows alike: every score is the same.
+    let rows = Tensor::new(&[1, 9, 4], vec![0.5; 36]).unwrap();
+    let groups = cosine_plan(&rows, 1, 2);
+    assert_eq!(groups, [vec![0], vec![6], vec![8], vec![1, 2, 4], vec![3], vec![5], vec![7]]);
+}
+
+#[test]
+fn a_zero_token_is_similar_to_nothing() {
+    // Token 2 is zero; token 4 points the way token 3 does, token 1 the other way.
+    let rows = [[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0], [1.0, 0.0], [2.0, 0.0]].concat();
+    let rows = Tensor::new(&[1, 5, 2], rows).unwrap();
+    assert_eq!(cosine_plan(&rows, 1, 1), [vec![0], vec![2], vec![1], vec![3, 4]]);
+}
+
+#[test]
+fn too_many_merges_and_wrong_shapes_are_named() {
+    let rows = Tensor::zeros(&[1, 6, 2]);
+    let matching = |special, merges| Matching {
+        metric: Metric::Rows(&rows),
+        attraction: Attraction::Cosine,
+        weighting: Weighting::Uniform,
+        special,
+        merges,
+        both_ways: false,
+    };
+    let error = Cpu::new().matching(&matching(1, 3)).unwrap_err().to_string();
+    assert!(error.contains("at most 2 can be merged"), "{error}");
+    let sizes = Tensor::zeros(&[1, 5]);
+    let wrong = Matching { weighting: Weighting::Size(Some(&sizes)), ..matching(0, 1) };
+    let error = Cpu::new().matching(&wrong).unwrap_err().to_string();
+    assert!(error.contains("sizes has shape [1, 5], expected [1, 6]"), "{error}");
+}

@@ -1,0 +1,131 @@
+//! Specification strings: printed back as they were read, refused in one line.
+
+use foveate::{
+    Reduction,
+    reduction::{Host, Method},
+};
+use proptest::prelude::*;
+
+#[test]
+fn canonical_strings_are_printed_back() {
+    for text in [
+        "none",
+        "tome:r=13",
+        "tome:r=16,schedule=decreasing",
+        "tome:r=8,schedule=increasing",
+        "tome:r=8,inflection=-0.5",
+        "tome:r=[8,8,0,4]",
+        "tome:r=8,proportional=false",
+        "mctf:r=16",
+        "mctf:r=0.35",
+        "mctf:r=0.35,layers=3/6/9",
+        "mctf:r=8,layers=1/2,ahead=2,tau=0/20/40,both=false,pool=max,proportional=false",
+        "evit:keep=0.7",
+        "evit:keep=0.7,layers=3/6/9,fuse=false",
+        "evit:keep=[1,0.7,0.5]",
+        "evit:tokens=[-,40,-,25]",
+        "evit:keep=[1,0.7],tokens=[-,40]",
+    ] {
+        let reduction: Reduction = text.parse().unwrap();
+        assert_eq!(reduction.to_string(), text);
+    }
+}
+
+#[test]
+fn short_forms_become_canonical() {
+    for (text, canonical) in [
+        ("tome", "tome:r=13"),
+        ("mctf", "mctf:r=16"),
+        ("evit", "evit:keep=0.7"),
+        (" tome : r = 13 ", "tome:r=13"),
+        ("tome:r=13,schedule=constant", "tome:r=13"),
+        ("tome:r=13,inflection=-1", "tome:r=13,schedule=decreasing"),
+        ("mctf:r=16,ahead=1,tau=1/20/40,both=true,pool=attention", "mctf:r=16"),
+        ("evit:fuse=true", "evit:keep=0.7"),
+        ("tome:r=[]", "tome:r=[]"),
+    ] {
+        let reduction: Reduction = text.parse().unwrap();
+        assert_eq!(reduction.to_string(), canonical, "{text}");
+    }
+}
+
+#[test]
+fn bad_strings_are_refused_with_the_remedy() {
+    for (text, remedy) in [
+        ("", "unknown method ``; known are none, tome, mctf, evit"),
+        ("tomato:r=3", "unknown method `tomato`"),
+        ("none:r=3", "unknown key `r`"),
+        ("tome:r", "`r` is not of the form key=value"),
+        ("tome:r=-3", "whole number"),
+        ("tome:r=1.5", "whole number"),
+        ("tome:r=99999999999999999999", "whole number"),
+        ("tome:r=[1,x]", "list of them"),
+        ("tome:r=3,r=4", "given twice"),
+        ("tome:r=3,keep=0.5", "unknown key `keep`; known are r, schedule, inflection, proportional"),
+        ("tome:r=3,schedule=sideways", "constant, decreasing or increasing"),
+        ("tome:r=3,inflection=2", "from -1"),
+        ("tome:r=3,inflection=nan", "from -1"),
+        ("tome:r=[3],schedule=decreasing", "a list of r is a schedule already"),
+        ("tome:r=3,schedule=constant,inflection=0", "give one of them"),
+        ("tome:proportional=maybe", "true or false"),
+        ("mctf:r=0", "share of them between 0 and 1"),
+        ("mctf:r=1.5", "share of them between 0 and 1"),
+        ("mctf:r=nan", "share of them between 0 and 1"),
+        ("mctf:layers=3/2", "ascending block numbers"),
+        ("mctf:ahead=3", "0 (off)"),
+        ("mctf:tau=1/2", "three temperatures"),
+        ("mctf:tau=1/2/-3", "three temperatures"),
+        ("mctf:pool=sum", "attention, size, max or mean"),
+        ("evit:keep=0", "above 0 and up to 1"),
+        ("evit:keep=1.1", "above 0 and up to 1"),
+        ("evit:keep=[0.7],layers=3", "leave layers out"),
+        ("evit:tokens=12", "one count"),
+        ("evit:tokens=[0]", "one count"),
+    ] {
+        let error = text.parse::<Reduction>().unwrap_err().to_string();
+        assert!(error.contains(remedy), "{text}: {error}");
+        assert!(!error.contains('\n'));
+    }
+}
+
+#[test]
+fn unsuitable_hosts_are_refused() {
+    let host = Host { depth: 4, special: 0, class_token: false, width: 64, heads: 1 };
+    let check = |spec: &str| spec.parse::<Reduction>().unwrap().check(&host);
+    assert!(check("evit").unwrap_err().to_string().contains("needs a class token"));
+    assert!(check("mctf:r=8,layers=3/6").unwrap_err().to_string().contains("block 6 does not exist"));
+    assert!(check("tome:r=1000").is_ok());
+    let host = Host { special: 1, class_token: true, ..host };
+    let error = "evit:keep=[1,1,1,1,0.5]".parse::<Reduction>().unwrap().check(&host).unwrap_err();
+    assert!(error.to_string().contains("block 4 does not exist, the model has 4"));
+}
+
+proptest! {
+    #[test]
+    fn anything_parses_or_is_refused(text in "[a-z:=,/.\\[\\]0-9 -]{0,40}") {
+        if let Ok(reduction) = text.parse::<Reduction>() {
+            let printed = reduction.to_string();
+            prop_assert_eq!(&printed.parse::<Reduction>().unwrap(), &reduction);
+        }
+    }
+
+    #[test]
+    fn near_misses_parse_or_are_refused(
+        name in "none|tome|mctf|evit",
+        pairs in prop::collection::vec(("r|keep|layers|tokens|fuse|tau|ahead|pool|schedule|inflection|both",
+            "[0-9]{1,3}|0\\.[0-9]{1,3}|\\[[0-9,.-]{0,9}\\]|[0-9]/[0-9]/[0-9]|true|false|max|decreasing|-1|é|"), 0..4),
+    ) {
+        let fields: Vec<String> = pairs.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let text = format!("{name}:{}", fields.join(","));
+        if let Ok(reduction) = text.parse::<Reduction>() {
+            let printed = reduction.to_string();
+            prop_assert_eq!(&printed.parse::<Reduction>().unwrap(), &reduction);
+            // Whatever was asked for, counts never grow and special tokens never go.
+            let host = Host { depth: 12, special: 1, class_token: true, width: 64, heads: 1 };
+            if reduction.check(&host).is_ok() {
+                let counts = reduction.token_counts(50, &host);
+                prop_assert!(counts.windows(2).all(|w| w[1] <= w[0] && w[1] >= 1), "{} {:?}", printed, counts);
+            }
+        }
+    }
+}
