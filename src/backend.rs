@@ -185,6 +185,7 @@ pub struct Merged<T> {
 ///
 /// # Errors
 /// Every operation returns [`crate::Error::Argument`] when shapes or ranges do not fit, and computes nothing then.
+#[expect(clippy::missing_errors_doc, reason = "stated above, once for all operations")]
 pub trait Backend: Send + Sync {
     /// A tensor on this device.
     type Tensor: Clone + Send + Sync;
@@ -242,7 +243,11 @@ pub trait Backend: Send + Sync {
     ) -> Result<(Self::Tensor, Scores<Self::Tensor>)>;
     /// The scores of an attention whose values are not known yet, from packed queries and keys (B, N, 2C): the first
     /// half of MCTF's one-step-ahead attention (section 3.3).
-    fn attention_scores(&self, qk: &Heads<'_, Self::Tensor>, scores: ScoreRequest) -> Result<Scores<Self::Tensor>>;
+    fn attention_scores(
+        &self,
+        qk: &Heads<'_, Self::Tensor>,
+        scores: ScoreRequest,
+    ) -> Result<Scores<Self::Tensor>>;
     /// The second half: the attention map of `qk` (B, N, 2C), columns summed and rows pooled over the groups of `plan`,
     /// times the reduced tokens' `values` (B, M, C).
     fn attention_reduced(

@@ -86,8 +86,11 @@ impl ModelMacs {
         }
         let features = if config.readout == Readout::ClassAndMean { 2 * c } else { c };
         let heads = if config.distillation_token { 2 } else { 1 };
-        let head =
-            Macs { linear: heads * features * config.classes as u64, normalised: now as u64 * c, ..Macs::default() };
+        let head = Macs {
+            linear: heads * features * config.classes as u64,
+            normalised: now as u64 * c,
+            ..Macs::default()
+        };
         Self { embed, blocks, head, token_counts }
     }
 
@@ -220,6 +223,9 @@ mod tests {
             }
         }
         let dense = arch::config("deit_small").unwrap();
-        assert_eq!(ModelMacs::of(&dense, &Reduction::None).sum().total(Convention::Torchprofile), 4_603_567_752);
+        assert_eq!(
+            ModelMacs::of(&dense, &Reduction::None).sum().total(Convention::Torchprofile),
+            4_603_567_752
+        );
     }
 }

@@ -57,7 +57,8 @@ impl TokenPlan {
         let mut seen = vec![false; tokens_in];
         for image in 0..batch {
             let row = &offsets[image * (tokens_out + 1)..(image + 1) * (tokens_out + 1)];
-            let in_range = row[0] == 0 && row.windows(2).all(|w| w[0] <= w[1]) && row[tokens_out] as usize <= tokens_in;
+            let in_range =
+                row[0] == 0 && row.windows(2).all(|w| w[0] <= w[1]) && row[tokens_out] as usize <= tokens_in;
             if !in_range {
                 return fail(format!("offsets of image {image} do not ascend from 0 to at most {tokens_in}"));
             }
@@ -74,7 +75,9 @@ impl TokenPlan {
                 match slot {
                     Some(slot) if !*slot => *slot = true,
                     Some(_) => return fail(format!("image {image}: token {token} is a member twice")),
-                    None => return fail(format!("image {image}: member {token} is not a token of {tokens_in}")),
+                    None => {
+                        return fail(format!("image {image}: member {token} is not a token of {tokens_in}"));
+                    }
                 }
             }
         }
@@ -110,7 +113,10 @@ impl TokenPlan {
                 offsets.push((members.len() - start) as i32);
             }
             if members.len() - start > tokens_in {
-                return Err(Error::argument("token plan", format!("image {image} has more members than tokens")));
+                return Err(Error::argument(
+                    "token plan",
+                    format!("image {image} has more members than tokens"),
+                ));
             }
             members.resize(start + tokens_in, -1);
             weights.resize(start + tokens_in, 0.0);
@@ -120,7 +126,8 @@ impl TokenPlan {
 
     /// The plan that changes nothing.
     pub fn identity(batch: usize, tokens: usize) -> Self {
-        let per_image = |from: std::ops::Range<usize>| (0..batch).flat_map(move |_| from.clone().map(|t| t as i32));
+        let per_image =
+            |from: std::ops::Range<usize>| (0..batch).flat_map(move |_| from.clone().map(|t| t as i32));
         Self {
             batch,
             tokens_in: tokens,

@@ -17,9 +17,10 @@ impl Tensor {
     pub fn new(shape: &[usize], data: Vec<f32>) -> Result<Self> {
         match elements(shape) {
             Some(n) if n == data.len() => Ok(Self { shape: shape.to_vec(), data }),
-            Some(n) => {
-                Err(Error::argument("tensor", format!("shape {shape:?} holds {n} values, {} given", data.len())))
-            }
+            Some(n) => Err(Error::argument(
+                "tensor",
+                format!("shape {shape:?} holds {n} values, {} given", data.len()),
+            )),
             None => Err(Error::argument("tensor", format!("shape {shape:?} is too large to address"))),
         }
     }

@@ -55,7 +55,8 @@ impl Case {
     /// One head's attention map by the definition.
     fn map(&self, qkv: &Tensor, sizes: Option<&Tensor>, image: usize, head: usize) -> Vec<Vec<f64>> {
         let (n, d, c) = (self.tokens, self.head_dim, self.heads * self.head_dim);
-        let value = |t: usize, part: usize, k: usize| f64::from(qkv.item(image)[t * 3 * c + part * c + head * d + k]);
+        let value =
+            |t: usize, part: usize, k: usize| f64::from(qkv.item(image)[t * 3 * c + part * c + head * d + k]);
         let row = |q: usize| {
             let logit = |key: usize| {
                 let dot: f64 = (0..d).map(|k| value(q, 0, k) * value(key, 1, k)).sum();
@@ -78,7 +79,14 @@ impl Case {
 fn close(got: &[f32], want: &[f64], limit: f64) -> Result<(), TestCaseError> {
     prop_assert_eq!(got.len(), want.len());
     for (at, (&got, &want)) in got.iter().zip(want).enumerate() {
-        prop_assert!((f64::from(got) - want).abs() <= limit, "[{}]: {} instead of {}, limit {:e}", at, got, want, limit);
+        prop_assert!(
+            (f64::from(got) - want).abs() <= limit,
+            "[{}]: {} instead of {}, limit {:e}",
+            at,
+            got,
+            want,
+            limit
+        );
     }
     Ok(())
 }

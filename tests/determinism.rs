@@ -7,7 +7,16 @@ use foveate::{
 };
 
 fn small() -> VitConfig {
-    VitConfig { image: [64, 64], patch: [8, 8], width: 96, depth: 4, heads: 3, hidden: 384, classes: 10, ..arch::config("deit_tiny").unwrap() }
+    VitConfig {
+        image: [64, 64],
+        patch: [8, 8],
+        width: 96,
+        depth: 4,
+        heads: 3,
+        hidden: 384,
+        classes: 10,
+        ..arch::config("deit_tiny").unwrap()
+    }
 }
 
 fn images(batch: usize, config: &VitConfig) -> Images {
@@ -17,14 +26,20 @@ fn images(batch: usize, config: &VitConfig) -> Images {
 }
 
 fn logits(threads: usize, config: &VitConfig, batch: usize, spec: &str) -> Tensor {
-    let vit =
-        Vit::new(Cpu::with_threads(threads).unwrap(), config.clone(), arch::random_params(config, 7)).unwrap();
+    let vit = Vit::new(Cpu::with_threads(threads).unwrap(), config.clone(), arch::random_params(config, 7))
+        .unwrap();
     let reduction: Reduction = spec.parse().unwrap();
     vit.forward(&images(batch, config), &reduction).unwrap().logits.unwrap()
 }
 
-const SPECS: [&str; 6] =
-    ["none", "tome:r=7", "mctf:r=6", "mctf:r=6,ahead=0,pool=max", "mctf:r=0.3,layers=1/2,ahead=2", "evit:keep=0.6"];
+const SPECS: [&str; 6] = [
+    "none",
+    "tome:r=7",
+    "mctf:r=6",
+    "mctf:r=6,ahead=0,pool=max",
+    "mctf:r=0.3,layers=1/2,ahead=2",
+    "evit:keep=0.6",
+];
 
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
@@ -65,7 +80,9 @@ fn a_batch_is_its_images() {
             let alone = vit.forward(&alone, &reduction).unwrap();
             assert_eq!(alone.token_counts, together.token_counts);
             let scale = together.logits.as_ref().unwrap().data().iter().fold(1.0_f32, |m, x| m.max(x.abs()));
-            for (a, b) in alone.logits.unwrap().data().iter().zip(together.logits.as_ref().unwrap().item(image)) {
+            for (a, b) in
+                alone.logits.unwrap().data().iter().zip(together.logits.as_ref().unwrap().item(image))
+            {
                 // Four blocks of sums over at most 384 values: 4·eps·sqrt(384)·4 is 4e-5.
                 assert!((a - b).abs() <= 4e-5 * scale, "{spec}: {a} and {b}");
             }

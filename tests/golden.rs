@@ -95,7 +95,8 @@ fn main() -> ExitCode {
             if PENDING.contains(&kind.as_str()) {
                 return (kind, false);
             }
-            let known = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&kind, &file, &mut check)));
+            let known =
+                std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&kind, &file, &mut check)));
             match known {
                 Ok(Some(())) => {}
                 Ok(None) => check.fail(format!("unknown kind `{kind}`")),

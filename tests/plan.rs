@@ -110,7 +110,8 @@ proptest! {
 
 #[test]
 fn impossible_plans_are_refused_by_name() {
-    let refused = |groups: &[Vec<Vec<(usize, f32)>>]| TokenPlan::from_groups(3, groups).unwrap_err().to_string();
+    let refused =
+        |groups: &[Vec<Vec<(usize, f32)>>]| TokenPlan::from_groups(3, groups).unwrap_err().to_string();
     assert!(refused(&[vec![vec![(0, 1.0), (0, 1.0)]]]).contains("token 0 is a member twice"));
     assert!(refused(&[vec![vec![(3, 1.0)]]]).contains("member 3 is not a token of 3"));
     assert!(refused(&[vec![vec![(0, 1.0)]], vec![]]).contains("image 1 has 0 output tokens"));

@@ -50,7 +50,8 @@ proptest! {
 #[test]
 fn nan_scores_rank_last() {
     let class_scores = Tensor::new(&[1, 1, 4], vec![0.1, f32::NAN, 0.3, 0.2]).unwrap();
-    let plan = Cpu::new().select(&Select { class_scores: &class_scores, special: 0, keep: 4, fuse: false }).unwrap();
+    let plan =
+        Cpu::new().select(&Select { class_scores: &class_scores, special: 0, keep: 4, fuse: false }).unwrap();
     assert_eq!(plan.members(), [2, 3, 0, 1]);
 }
 

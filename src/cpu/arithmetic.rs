@@ -3,6 +3,11 @@
 //! Every loop here is compiled for the widest vector unit at hand by `pulp` and contains no fused multiply-add, so its
 //! results are the same bits on every x86 processor.
 
+#![allow(
+    clippy::inline_always,
+    reason = "only inlined code is compiled for the vector unit that `pulp` dispatches to"
+)]
+
 use pulp::Arch;
 
 use crate::model::Activation;

@@ -162,7 +162,9 @@ pub(super) fn attention_scores(qk: &Heads<'_, Tensor>, request: ScoreRequest) ->
     let outputs = per_head(&mut class, count).into_par_iter().zip(per_head(&mut received, count));
     outputs.enumerate().for_each_init(Vec::new, |scratch, (index, (class, received))| {
         let mut gather = Gather { class, received };
-        map_rows(qk, &e, index / qk.heads, index % qk.heads, scratch, |first, rows| gather.visit(first, rows, n));
+        map_rows(qk, &e, index / qk.heads, index % qk.heads, scratch, |first, rows| {
+            gather.visit(first, rows, n);
+        });
         gather.finish(n);
     });
     Ok(Scores { class, received })
@@ -228,7 +230,7 @@ pub(super) fn pool_group(
 /// When `map` is not a whole number of N×N maps.
 pub fn fold_map(map: &[f32], plan: &TokenPlan, image: usize, pooling: Pooling) -> Result<Vec<f32>> {
     let (n, m) = (plan.tokens_in(), plan.tokens_out());
-    if map.is_empty() || map.len() % (n * n) != 0 || image >= plan.batch() {
+    if map.is_empty() || !map.len().is_multiple_of(n * n) || image >= plan.batch() {
         return Err(Error::argument("fold_map", format!("{} values are not maps of {n} x {n}", map.len())));
     }
     let group = plan.group_of(image);
@@ -248,7 +250,12 @@ pub(super) fn attention_reduced(
     if (plan.batch(), plan.tokens_in()) != (e.batch, n) {
         return Err(Error::argument(
             "attention_reduced",
-            format!("the plan takes {} images of {} tokens, not {} of {n}", plan.batch(), plan.tokens_in(), e.batch),
+            format!(
+                "the plan takes {} images of {} tokens, not {} of {n}",
+                plan.batch(),
+                plan.tokens_in(),
+                e.batch
+            ),
         ));
     }
     let mut contexts = vec![0.0; e.batch * qk.heads * m * d];

@@ -13,7 +13,11 @@ use crate::{
     model::Activation,
 };
 
-pub(super) fn linear(x: &Tensor, layer: &LinearRows<'_, Tensor>, epilogue: Epilogue<Tensor>) -> Result<Tensor> {
+pub(super) fn linear(
+    x: &Tensor,
+    layer: &LinearRows<'_, Tensor>,
+    epilogue: Epilogue<Tensor>,
+) -> Result<Tensor> {
     let weight = &layer.layer.weight;
     let (outputs, inputs) = (weight.dim(0), x.width());
     expect_shape("linear", "weight", weight, &[outputs, inputs])?;
@@ -22,7 +26,10 @@ pub(super) fn linear(x: &Tensor, layer: &LinearRows<'_, Tensor>, epilogue: Epilo
     }
     let range = layer.rows.clone().unwrap_or(0..outputs);
     if range.start >= range.end || range.end > outputs {
-        return Err(Error::argument("linear", format!("outputs {range:?} are not among the layer's {outputs}")));
+        return Err(Error::argument(
+            "linear",
+            format!("outputs {range:?} are not among the layer's {outputs}"),
+        ));
     }
     let (rows, width) = (x.rows(), range.len());
     let mut shape = x.shape().to_vec();
@@ -53,7 +60,10 @@ pub(super) fn linear(x: &Tensor, layer: &LinearRows<'_, Tensor>, epilogue: Epilo
                 *last = width / 2;
             }
             if width % 2 != 0 {
-                return Err(Error::argument("linear", format!("{width} outputs cannot be gated: the number is odd")));
+                return Err(Error::argument(
+                    "linear",
+                    format!("{width} outputs cannot be gated: the number is odd"),
+                ));
             }
             let mut gated = Tensor::zeros(&shape);
             let pairs = gated.data_mut().par_chunks_mut(width / 2).zip(out.data().par_chunks(width));

@@ -88,11 +88,16 @@ pub fn match_scores(
     }
     let (sa, sb) = special_in(special);
     let forward = if both_ways { merges / 2 } else { merges };
-    let (best_in_b, best): (Vec<usize>, Vec<f32>) = (0..na)
-        .map(|i| {
-            if i < sa { (0, f32::NEG_INFINITY) } else { argmax((sb..nb).map(|j| (j, scores[i * nb + j]))) }
-        })
-        .unzip();
+    let (best_in_b, best): (Vec<usize>, Vec<f32>) =
+        (0..na)
+            .map(|i| {
+                if i < sa {
+                    (0, f32::NEG_INFINITY)
+                } else {
+                    argmax((sb..nb).map(|j| (j, scores[i * nb + j])))
+                }
+            })
+            .unzip();
     let mut order: Vec<usize> = (sa..na).collect();
     order.sort_unstable_by(|&a, &b| precedes((best[a], a), (best[b], b)));
     let merged = order[..forward].iter().map(|&i| (i, best_in_b[i])).collect();
@@ -153,7 +158,7 @@ impl Matches {
 /// # Errors
 /// When `every` is 0 or the rows are not `tokens` rows of one width.
 pub fn match_every_kth(metric: &[f32], tokens: usize, every: usize) -> Result<Vec<Vec<usize>>> {
-    if every == 0 || tokens == 0 || metric.len() % tokens != 0 {
+    if every == 0 || tokens == 0 || !metric.len().is_multiple_of(tokens) {
         return Err(Error::argument(
             "matching",
             format!("{} values are not {tokens} tokens to be merged by runs of {every}", metric.len()),
@@ -243,7 +248,7 @@ pub fn attractions(matching: &Matching<'_, Tensor>, image: usize) -> Result<Vec<
         let criterion = |token: usize| received[token] * sizes.as_ref().map_or(1.0, |sizes| sizes[token]);
         for (i, row) in scores.chunks_mut(nb.max(1)).enumerate() {
             for (j, score) in row.iter_mut().enumerate() {
-                let similarity = ((*score + 1.0) / 2.0).max(0.0);
+                let similarity = f32::midpoint(*score, 1.0).max(0.0);
                 let similarity = match tau_similarity {
                     0.0 => 1.0,
                     1.0 => similarity,
@@ -274,7 +279,10 @@ fn check(matching: &Matching<'_, Tensor>) -> Result<[usize; 2]> {
     };
     let heads_shape = |t: &Tensor| match *t.shape() {
         [b, h, m] if b == batch && m == n && h > 0 => Ok(()),
-        _ => Err(Error::argument(OP, format!("scores have shape {:?}, expected ({batch}, heads, {n})", t.shape()))),
+        _ => Err(Error::argument(
+            OP,
+            format!("scores have shape {:?}, expected ({batch}, heads, {n})", t.shape()),
+        )),
     };
     if let Attraction::MultiCriteria { informativeness, size, .. } = &matching.attraction {
         heads_shape(informativeness.0)?;
@@ -282,7 +290,9 @@ fn check(matching: &Matching<'_, Tensor>) -> Result<[usize; 2]> {
     }
     match &matching.weighting {
         Weighting::Uniform => {}
-        Weighting::Size(sizes) => sizes.map_or(Ok(()), |sizes| expect_shape(OP, "sizes", sizes, &[batch, n]))?,
+        Weighting::Size(sizes) => {
+            sizes.map_or(Ok(()), |sizes| expect_shape(OP, "sizes", sizes, &[batch, n]))?;
+        }
         Weighting::SizeAndReceived(sizes, received) => {
             heads_shape(received)?;
             sizes.map_or(Ok(()), |sizes| expect_shape(OP, "sizes", sizes, &[batch, n]))?;
@@ -293,14 +303,15 @@ fn check(matching: &Matching<'_, Tensor>) -> Result<[usize; 2]> {
 
 /// The groups with the weight of each member: in proportion to `weight`, or equal where those sum to nothing usable.
 pub(super) fn weigh(groups: Vec<Vec<usize>>, weight: impl Fn(usize) -> f32) -> Vec<Vec<(usize, f32)>> {
-    let weigh_group = |group: Vec<usize>| match group[..] {
-        [only] => vec![(only, 1.0)],
-        _ => {
-            let total: f32 = group.iter().map(|&token| weight(token)).sum();
-            let equal = 1.0 / group.len() as f32;
-            let usable = total.is_finite() && total > 0.0;
-            group.iter().map(|&t| (t, if usable { weight(t) / total } else { equal })).collect()
+    let weigh_group = |group: Vec<usize>| {
+        // A lone token keeps its bits.
+        if let [only] = group[..] {
+            return vec![(only, 1.0)];
         }
+        let total: f32 = group.iter().map(|&token| weight(token)).sum();
+        let equal = 1.0 / group.len() as f32;
+        let usable = total.is_finite() && total > 0.0;
+        group.iter().map(|&t| (t, if usable { weight(t) / total } else { equal })).collect()
     };
     groups.into_iter().map(weigh_group).collect()
 }

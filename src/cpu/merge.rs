@@ -22,7 +22,11 @@ pub(super) fn merge(
     if (plan.batch(), plan.tokens_in()) != (batch, n) {
         return Err(Error::argument(
             "merge",
-            format!("the plan takes {} images of {} tokens, not {batch} of {n}", plan.batch(), plan.tokens_in()),
+            format!(
+                "the plan takes {} images of {} tokens, not {batch} of {n}",
+                plan.batch(),
+                plan.tokens_in()
+            ),
         ));
     }
     let m = plan.tokens_out();
@@ -46,7 +50,11 @@ pub(super) fn unmerge(x: &Tensor, plan: &TokenPlan) -> Result<Tensor> {
     if (plan.batch(), plan.tokens_out()) != (batch, m) {
         return Err(Error::argument(
             "unmerge",
-            format!("the plan gives {} images of {} tokens, not {batch} of {m}", plan.batch(), plan.tokens_out()),
+            format!(
+                "the plan gives {} images of {} tokens, not {batch} of {m}",
+                plan.batch(),
+                plan.tokens_out()
+            ),
         ));
     }
     let n = plan.tokens_in();

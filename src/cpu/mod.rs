@@ -103,7 +103,12 @@ impl Backend for Cpu {
         self.run(|| norm::head_norm(packed, part, heads, norm))
     }
 
-    fn linear(&self, x: &Tensor, layer: LinearRows<'_, Tensor>, epilogue: Epilogue<Tensor>) -> Result<Tensor> {
+    fn linear(
+        &self,
+        x: &Tensor,
+        layer: LinearRows<'_, Tensor>,
+        epilogue: Epilogue<Tensor>,
+    ) -> Result<Tensor> {
         self.run(|| linear::linear(x, &layer, epilogue))
     }
 
@@ -171,7 +176,10 @@ fn tokens_shape(op: &'static str, name: &str, tensor: &Tensor) -> Result<[usize;
         [b, n, c] if b > 0 && n > 0 && c > 0 => Ok([b, n, c]),
         _ => Err(Error::argument(
             op,
-            format!("{name} has shape {:?}, expected three axes (images, tokens, width), none empty", tensor.shape()),
+            format!(
+                "{name} has shape {:?}, expected three axes (images, tokens, width), none empty",
+                tensor.shape()
+            ),
         )),
     }
 }

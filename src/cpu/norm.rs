@@ -20,7 +20,12 @@ pub(super) fn layer_norm(x: &Tensor, norm: &Norm<Tensor>) -> Result<Tensor> {
     Ok(out)
 }
 
-pub(super) fn head_norm(mut packed: Tensor, part: usize, heads: usize, norm: &Norm<Tensor>) -> Result<Tensor> {
+pub(super) fn head_norm(
+    mut packed: Tensor,
+    part: usize,
+    heads: usize,
+    norm: &Norm<Tensor>,
+) -> Result<Tensor> {
     let [_, _, width] = tokens_shape("head_norm", "packed heads", &packed)?;
     let head_dim = norm.weight.width();
     check(norm, head_dim)?;

@@ -11,12 +11,19 @@ pub(super) fn patches(images: &Images, patch: [usize; 2], mean: &[f32], std: &[f
     let [batch, channels, height, width] = images.shape();
     let [ph, pw] = patch;
     if ph == 0 || pw == 0 || height % ph != 0 || width % pw != 0 {
-        return Err(Error::argument("patches", format!("{height}x{width} images do not divide into {ph}x{pw} patches")));
+        return Err(Error::argument(
+            "patches",
+            format!("{height}x{width} images do not divide into {ph}x{pw} patches"),
+        ));
     }
     if mean.len() != channels || std.len() != channels {
         return Err(Error::argument(
             "patches",
-            format!("mean and deviation of {} and {} channels, the images have {channels}", mean.len(), std.len()),
+            format!(
+                "mean and deviation of {} and {} channels, the images have {channels}",
+                mean.len(),
+                std.len()
+            ),
         ));
     }
     let (columns, row_width) = (width / pw, channels * ph * pw);

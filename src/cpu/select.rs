@@ -9,7 +9,10 @@ pub(super) fn plan(select: &Select<'_, Tensor>) -> Result<TokenPlan> {
     let [batch, _, n] = match *select.class_scores.shape() {
         [b, h, n] if b > 0 && h > 0 && n > 0 => [b, h, n],
         ref shape => {
-            return Err(Error::argument("select", format!("scores have shape {shape:?}, expected (images, heads, N)")));
+            return Err(Error::argument(
+                "select",
+                format!("scores have shape {shape:?}, expected (images, heads, N)"),
+            ));
         }
     };
     if select.special > n || select.keep > n - select.special {

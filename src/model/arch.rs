@@ -48,7 +48,8 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 /// # Errors
 /// When nothing is called `name`; the error lists the names.
 pub fn config(name: &str) -> Result<VitConfig> {
-    let Some(&(_, [image, patch, width, depth, heads], extra)) = NAMES.iter().find(|entry| entry.0 == name) else {
+    let Some(&(_, [image, patch, width, depth, heads], extra)) = NAMES.iter().find(|entry| entry.0 == name)
+    else {
         return Err(Error::model(format!(
             "architecture `{name}` is unknown; known are {}",
             names().collect::<Vec<_>>().join(", ")

@@ -156,17 +156,23 @@ impl VitConfig {
                 self.width, self.depth, self.hidden
             ));
         }
-        if self.heads == 0 || self.width % self.heads != 0 {
+        if self.heads == 0 || !self.width.is_multiple_of(self.heads) {
             return fail(format!(
                 "{} heads do not divide the width {}; set heads to a divisor",
                 self.heads, self.width
             ));
         }
         if self.channels != 1 && self.channels != 3 {
-            return fail(format!("{} input channels; only grey (1) and RGB (3) images can be read", self.channels));
+            return fail(format!(
+                "{} input channels; only grey (1) and RGB (3) images can be read",
+                self.channels
+            ));
         }
         for (axis, name) in ["height", "width"].iter().enumerate() {
-            if self.patch[axis] == 0 || self.image[axis] == 0 || self.image[axis] % self.patch[axis] != 0 {
+            if self.patch[axis] == 0
+                || self.image[axis] == 0
+                || !self.image[axis].is_multiple_of(self.patch[axis])
+            {
                 return fail(format!(
                     "image {name} {} is not a positive multiple of the patch {name} {}; set the image size to a multiple",
                     self.image[axis], self.patch[axis]

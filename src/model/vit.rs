@@ -211,7 +211,7 @@ impl<B: Backend, M: Method> BlockPass<'_, B, M> {
         let backend = &self.model.backend;
         match self.step {
             Some(step @ Step { site: Site::BeforeAttention { reuse }, .. }) => {
-                self.reduce_before(stream, &step, reuse, observer)
+                self.reduce_before(&stream, &step, reuse, observer)
             }
             Some(step @ Step { site: Site::AfterAttention, .. }) => {
                 let normed = backend.layer_norm(&stream.tokens, &self.block.norm1)?;
@@ -259,7 +259,7 @@ impl<B: Backend, M: Method> BlockPass<'_, B, M> {
     /// MCTF's order: look at the attention map, reduce, then attend.
     fn reduce_before(
         &self,
-        stream: Stream<B::Tensor>,
+        stream: &Stream<B::Tensor>,
         step: &Step,
         reuse: bool,
         observer: &mut impl Observer<B>,
@@ -267,8 +267,8 @@ impl<B: Backend, M: Method> BlockPass<'_, B, M> {
         let backend = &self.model.backend;
         let normed = backend.layer_norm(&stream.tokens, &self.block.norm1)?;
         let qk = self.heads(&normed, 0..2)?;
-        let scores = backend.attention_scores(&self.view(&qk, &stream), step.scores)?;
-        let (merged, plan) = self.reduce(&stream, step, &qk, &scores, Some(&self.block.norm1), observer)?;
+        let scores = backend.attention_scores(&self.view(&qk, stream), step.scores)?;
+        let (merged, plan) = self.reduce(stream, step, &qk, &scores, Some(&self.block.norm1), observer)?;
         let normed = match merged.normed {
             Some(normed) => normed,
             None => backend.layer_norm(&merged.tokens, &self.block.norm1)?,
@@ -279,7 +279,7 @@ impl<B: Backend, M: Method> BlockPass<'_, B, M> {
         }
         let values = self.heads(&normed, 2..3)?;
         // The map is the one of the tokens before the reduction, their sizes included.
-        let context = backend.attention_reduced(&self.view(&qk, &stream), &values, &plan, step.pooling)?;
+        let context = backend.attention_reduced(&self.view(&qk, stream), &values, &plan, step.pooling)?;
         let tokens = self.mlp(self.project(&context, reduced.tokens)?, None)?;
         Ok((Stream { tokens, ..reduced }, Some(plan)))
     }
@@ -368,7 +368,10 @@ fn check_params(config: &VitConfig, params: &VitParams<Tensor>) -> Result<()> {
         if tensor.shape() == shape {
             return Ok(());
         }
-        Err(Error::model(format!("parameter {name} has shape {:?}, the numbers say {shape:?}", tensor.shape())))
+        Err(Error::model(format!(
+            "parameter {name} has shape {:?}, the numbers say {shape:?}",
+            tensor.shape()
+        )))
     }
     fn linear(name: &str, layer: &Linear<Tensor>, outputs: usize, inputs: usize) -> Result<()> {
         expect(name, &layer.weight, &[outputs, inputs])?;
@@ -381,7 +384,11 @@ fn check_params(config: &VitConfig, params: &VitParams<Tensor>) -> Result<()> {
     }
     let (c, special) = (config.width, config.special_tokens());
     if params.blocks.len() != config.depth {
-        return Err(Error::model(format!("{} blocks of parameters, depth {}", params.blocks.len(), config.depth)));
+        return Err(Error::model(format!(
+            "{} blocks of parameters, depth {}",
+            params.blocks.len(),
+            config.depth
+        )));
     }
     linear("patch", &params.patch, c, config.channels * config.patch[0] * config.patch[1])?;
     match &params.prefix {

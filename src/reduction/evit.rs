@@ -40,21 +40,25 @@ impl Default for Evit {
 impl Evit {
     pub(super) fn from_fields(fields: &mut spec::Fields<'_>) -> Result<Self> {
         let rate = |v: &str| v.parse().ok().filter(|&k: &f64| k > 0.0 && k <= 1.0);
-        let keep = fields.read("keep", "a share above 0 and up to 1, or one per block such as [1,0.7,1]", |v| {
-            match spec::list(v) {
-                Some(items) => items.into_iter().map(rate).collect::<Option<Vec<_>>>().map(Keep::PerBlock),
-                None => rate(v).map(Keep::Rate),
-            }
-        })?;
+        let keep =
+            fields.read("keep", "a share above 0 and up to 1, or one per block such as [1,0.7,1]", |v| {
+                match spec::list(v) {
+                    Some(items) => {
+                        items.into_iter().map(rate).collect::<Option<Vec<_>>>().map(Keep::PerBlock)
+                    }
+                    None => rate(v).map(Keep::Rate),
+                }
+            })?;
         let layers = fields.layers()?;
         let count = |v: &str| match v {
             "-" => Some(None),
             _ => v.parse().ok().filter(|&n| (1..=MAX_R).contains(&n)).map(Some),
         };
-        let tokens =
-            fields.read("tokens", "one count (or - for none) per block in brackets, such as [-,40,-,25]", |v| {
-                spec::list(v)?.into_iter().map(count).collect::<Option<Vec<_>>>()
-            })?;
+        let tokens = fields.read(
+            "tokens",
+            "one count (or - for none) per block in brackets, such as [-,40,-,25]",
+            |v| spec::list(v)?.into_iter().map(count).collect::<Option<Vec<_>>>(),
+        )?;
         let fuse = fields.flag("fuse", true)?;
         if matches!(keep, Some(Keep::PerBlock(_))) && layers.is_some() {
             return Err(fields.error("keep=[...] says what each block does already: leave layers out"));
@@ -123,7 +127,11 @@ impl Method for Evit {
         match [last, listed, self.tokens.len()].into_iter().find(|&count| beyond(count)) {
             Some(count) => Err(unsuitable(
                 self,
-                format!("block {} does not exist, the model has {}: blocks count from 0", count - 1, host.depth),
+                format!(
+                    "block {} does not exist, the model has {}: blocks count from 0",
+                    count - 1,
+                    host.depth
+                ),
             )),
             None => Ok(()),
         }
@@ -151,7 +159,8 @@ impl Method for Evit {
     fn plan<B: Backend>(&self, backend: &B, evidence: &Evidence<'_, B>) -> Result<B::Plan> {
         let class_scores = evidence.scores.class.as_ref();
         backend.select(&Select {
-            class_scores: class_scores.ok_or_else(|| Error::argument("evit", "no class scores were handed in"))?,
+            class_scores: class_scores
+                .ok_or_else(|| Error::argument("evit", "no class scores were handed in"))?,
             special: evidence.special,
             keep: evidence.step.tokens - evidence.special - usize::from(self.fuse),
             fuse: self.fuse,

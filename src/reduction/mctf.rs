@@ -88,20 +88,26 @@ impl Mctf {
             v.parse().ok().filter(|&r| (1..=MAX_R).contains(&r)).map(Amount::Count).or_else(|| share(v))
         };
         let amount = fields
-            .read("r", "a whole number of tokens from 1 to 65536, or a share of them between 0 and 1", amount)?
+            .read(
+                "r",
+                "a whole number of tokens from 1 to 65536, or a share of them between 0 and 1",
+                amount,
+            )?
             .unwrap_or(default.amount);
         let layers = fields.layers()?;
-        let look_ahead = fields.read("ahead", "0 (off), 1 (reuse the attention) or 2 (precise)", |v| match v {
-            "0" => Some(LookAhead::Off),
-            "1" => Some(LookAhead::Reuse),
-            "2" => Some(LookAhead::Precise),
-            _ => None,
-        })?;
-        let temperatures = fields.read("tau", "three temperatures, 0 or at least 0.01, such as 1/20/40", |v| {
-            let numbers: Option<Vec<f64>> = v.split('/').map(|t| t.trim().parse().ok()).collect();
-            let sane = |t: &f64| *t == 0.0 || (0.01..=1e6).contains(t);
-            <[f64; 3]>::try_from(numbers?).ok().filter(|t| t.iter().all(sane))
-        })?;
+        let look_ahead =
+            fields.read("ahead", "0 (off), 1 (reuse the attention) or 2 (precise)", |v| match v {
+                "0" => Some(LookAhead::Off),
+                "1" => Some(LookAhead::Reuse),
+                "2" => Some(LookAhead::Precise),
+                _ => None,
+            })?;
+        let temperatures =
+            fields.read("tau", "three temperatures, 0 or at least 0.01, such as 1/20/40", |v| {
+                let numbers: Option<Vec<f64>> = v.split('/').map(|t| t.trim().parse().ok()).collect();
+                let sane = |t: &f64| *t == 0.0 || (0.01..=1e6).contains(t);
+                <[f64; 3]>::try_from(numbers?).ok().filter(|t| t.iter().all(sane))
+            })?;
         let both_ways = fields.flag("both", default.both_ways)?;
         let pooling = fields.read("pool", "attention, size, max or mean", |v| match v {
             "size" | "0" => Some(MctfPooling::Size),
@@ -181,9 +187,10 @@ impl fmt::Display for Mctf {
 impl Method for Mctf {
     fn check(&self, host: &Host) -> Result<()> {
         match self.layers.iter().flatten().find(|&&layer| layer >= host.depth) {
-            Some(layer) => {
-                Err(unsuitable(self, format!("layers: block {layer} does not exist, the model has {}", host.depth)))
-            }
+            Some(layer) => Err(unsuitable(
+                self,
+                format!("layers: block {layer} does not exist, the model has {}", host.depth),
+            )),
             None => Ok(()),
         }
     }

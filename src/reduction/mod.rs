@@ -159,7 +159,9 @@ impl FromStr for Reduction {
             "mctf" => Self::Mctf(Mctf::from_fields(&mut fields)?),
             "evit" => Self::Evit(Evit::from_fields(&mut fields)?),
             name => {
-                return Err(fields.error(format!("unknown method `{name}`; known are {}", Self::NAMES.join(", "))));
+                return Err(
+                    fields.error(format!("unknown method `{name}`; known are {}", Self::NAMES.join(", ")))
+                );
             }
         };
         fields.finish()?;

@@ -91,7 +91,9 @@ impl<'a> Fields<'a> {
             Some((key, _)) if self.known.is_empty() => {
                 Err(self.error(format!("unknown key `{key}`; `{}` has none", self.name)))
             }
-            Some((key, _)) => Err(self.error(format!("unknown key `{key}`; known are {}", self.known.join(", ")))),
+            Some((key, _)) => {
+                Err(self.error(format!("unknown key `{key}`; known are {}", self.known.join(", "))))
+            }
         }
     }
 }

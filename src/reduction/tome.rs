@@ -67,12 +67,13 @@ impl Tome {
             List(Vec<usize>),
         }
         let number = |v: &str| v.parse().ok().filter(|&r: &usize| r <= MAX_R);
-        let r = fields.read("r", "a whole number from 0 to 65536, or a list of them such as [8,8,0,4]", |v| {
-            match spec::list(v) {
-                Some(items) => items.into_iter().map(number).collect::<Option<Vec<_>>>().map(R::List),
-                None => number(v).map(R::One),
-            }
-        })?;
+        let r =
+            fields.read("r", "a whole number from 0 to 65536, or a list of them such as [8,8,0,4]", |v| {
+                match spec::list(v) {
+                    Some(items) => items.into_iter().map(number).collect::<Option<Vec<_>>>().map(R::List),
+                    None => number(v).map(R::One),
+                }
+            })?;
         let named = fields.read("schedule", "constant, decreasing or increasing", |v| match v {
             "constant" => Some(0.0),
             "decreasing" => Some(-1.0),
@@ -80,7 +81,8 @@ impl Tome {
             _ => None,
         })?;
         let number = |v: &str| v.parse().ok().filter(|f: &f64| (-1.0..=1.0).contains(f));
-        let inflection = fields.read("inflection", "a number from -1 (decreasing) to 1 (increasing)", number)?;
+        let inflection =
+            fields.read("inflection", "a number from -1 (decreasing) to 1 (increasing)", number)?;
         let proportional = fields.flag("proportional", true)?;
         if named.is_some() && inflection.is_some() {
             return Err(fields.error("schedule and inflection say the same thing: give one of them"));
@@ -88,7 +90,9 @@ impl Tome {
         let inflection = named.or(inflection);
         let schedule = match r {
             Some(R::List(_)) if inflection.is_some() => {
-                return Err(fields.error("a list of r is a schedule already: leave schedule and inflection out"));
+                return Err(
+                    fields.error("a list of r is a schedule already: leave schedule and inflection out")
+                );
             }
             Some(R::List(list)) => Schedule::List(list),
             Some(R::One(r)) => Schedule::Inflected { r, inflection: inflection.unwrap_or(0.0) },

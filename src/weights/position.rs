@@ -184,6 +184,30 @@ mod tests {
         }
     }
 
+    /// Values that PyTorch's `interpolate` gave for this 4x4 table (size or scale factor, antialias off or on).
+    #[test]
+    fn both_filters_and_the_offset_match_pytorch() {
+        let table =
+            Tensor::new(&[16, 1], (0..16).map(|i| ((i * 37) % 17) as f32 / 8.0 - 1.0).collect()).unwrap();
+        let small = [-0.646_519, -0.210_086, 0.695_837, -0.238_389, -0.489_649, 0.397_633];
+        let small_antialiased = [-0.426_944, -0.281_866, 0.388_352, 0.123_951, -0.401_205, 0.385_186];
+        let large =
+            [-1.156_861, -0.934_318, -0.495_551, -0.052_651, 0.188_093, -0.24519, 0.13323, -0.223_897];
+        let large_antialiased =
+            [-1.11491, -0.865_614, -0.466_283, -0.066_952, 0.182_344, -0.273_579, 0.065_841, -0.257_353];
+        for (to, mode, want) in [
+            ([3, 2], PositionResampling::Offset, &small[..]),
+            ([3, 2], PositionResampling::Antialiased, &small_antialiased),
+            ([6, 5], PositionResampling::Offset, &large),
+            ([6, 5], PositionResampling::Antialiased, &large_antialiased),
+        ] {
+            let got = resample_positions(&table, [4, 4], to, mode).unwrap();
+            for (got, want) in got.data().iter().zip(want) {
+                assert!((got - want).abs() < 2e-6, "{mode:?} to {to:?}: {got} instead of {want}");
+            }
+        }
+    }
+
     #[test]
     fn doubling_four_positions_by_hand() {
         // Output 3 of 8 has its centre at 1.25: distances 1.25, 0.25, 0.75, 1.75 from sources 0, 1, 2, 3, and with

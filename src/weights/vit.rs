@@ -11,7 +11,8 @@ use super::{
 };
 use crate::{
     Result, Tensor,
-    model::{VitConfig, VitParams},
+    backend::Backend,
+    model::{Vit, VitConfig, VitParams},
 };
 
 /// Where one number of a model came from.
@@ -36,6 +37,16 @@ pub struct LoadedVit {
     pub family: Family,
     /// Where each number came from, in the order in which `foveate info` shows them.
     pub provenance: Vec<Provenance>,
+}
+
+impl LoadedVit {
+    /// The model on a backend.
+    ///
+    /// # Errors
+    /// Those of moving the parameters there.
+    pub fn build<B: Backend>(self, backend: B) -> Result<Vit<B>> {
+        Vit::new(backend, self.config, self.params)
+    }
 }
 
 /// Reads a plain vision transformer: timm's ViT, DeiT and DINOv2, the official DINOv2, Hugging Face's ViT, DeiT, DINOv2

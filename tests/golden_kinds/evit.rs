@@ -36,12 +36,16 @@ pub(crate) fn ops(file: &File, check: &mut Check) {
         let normed = cpu.layer_norm(&x, &norm).unwrap();
         let qkv = cpu.linear(&normed, layer("attn.qkv").all(), Epilogue::None).unwrap();
         check.close(&format!("{p}qkv"), qkv.data(), file.array(&format!("{p}qkv")), scaled);
-        let view =
-            Heads { packed: &qkv, heads, head_dim, scale: (head_dim as f32).powf(-0.5), sizes: None };
+        let view = Heads { packed: &qkv, heads, head_dim, scale: (head_dim as f32).powf(-0.5), sizes: None };
         let request = ScoreRequest { class: true, received: false };
         let (context, scores) = cpu.attention(&view, request).unwrap();
         let class = scores.class.unwrap();
-        check.close(&format!("{p}cls_attn_heads"), class.data(), file.array(&format!("{p}cls_attn_heads")), scaled);
+        check.close(
+            &format!("{p}cls_attn_heads"),
+            class.data(),
+            file.array(&format!("{p}cls_attn_heads")),
+            scaled,
+        );
         if let Some(want) = file.get(&format!("{p}cls_attn")) {
             check.close(&format!("{p}cls_attn"), &without_class(&class), want, scaled);
         }
@@ -64,7 +68,11 @@ pub(crate) fn ops(file: &File, check: &mut Check) {
             let select = Select { class_scores: &class, special: 1, keep, fuse };
             let plan = cpu.select(&select).unwrap();
             for image in 0..plan.batch() {
-                check.same(&format!("{p}idx"), &kept(&plan, image, 1, keep), &file.array(&format!("{p}idx")).indices(image));
+                check.same(
+                    &format!("{p}idx"),
+                    &kept(&plan, image, 1, keep),
+                    &file.array(&format!("{p}idx")).indices(image),
+                );
                 if fuse {
                     let rest: Vec<usize> =
                         plan.group(image, keep + 1).0.iter().map(|&t| t as usize - 1).collect();
@@ -76,7 +84,8 @@ pub(crate) fn ops(file: &File, check: &mut Check) {
             for image in 0..plan.batch() {
                 for (at, patch) in kept(&plan, image, 1, keep).into_iter().enumerate() {
                     let width = after.width();
-                    let (to, from) = (&pre_mlp.item(image)[(at + 1) * width..], &after.item(image)[(patch + 1) * width..]);
+                    let (to, from) =
+                        (&pre_mlp.item(image)[(at + 1) * width..], &after.item(image)[(patch + 1) * width..]);
                     check.same(&format!("{p}copied rows"), &to[..width].to_vec(), &from[..width].to_vec());
                 }
             }
@@ -133,7 +142,12 @@ fn run_schedule(file: &File, vit: &Vit<Cpu>, schedule: &Value, check: &mut Check
     if let Some(want) = file.get(&format!("{p}last_block")) {
         check.close(&format!("{p}last_block"), record.blocks.last().unwrap().data(), want, scaled);
     }
-    check.close(&format!("{p}logits"), output.logits.unwrap().data(), file.array(&format!("{p}logits")), scaled);
+    check.close(
+        &format!("{p}logits"),
+        output.logits.unwrap().data(),
+        file.array(&format!("{p}logits")),
+        scaled,
+    );
     record
 }
 
@@ -159,7 +173,8 @@ pub(crate) fn position_resize(file: &File, check: &mut Check) {
     let loaded = foveate::weights::load_vit(&checkpoint, None, &overrides).unwrap();
     let want = file.array("pos_embed_resized");
     let class = file.tensor("w/cls_token");
-    let mut got: Vec<f32> = loaded.params.prefix.unwrap().data().iter().zip(class.data()).map(|(a, b)| a - b).collect();
+    let mut got: Vec<f32> =
+        loaded.params.prefix.unwrap().data().iter().zip(class.data()).map(|(a, b)| a - b).collect();
     got.extend(loaded.params.position.unwrap().data());
     check.close("pos_embed_resized", &got, want, Tolerance::Absolute(1e-6));
 }

@@ -75,7 +75,8 @@ fn matching<'a>(
 fn compare_matches(file: &File, prefix: &str, image: usize, special: usize, m: &Matches, check: &mut Check) {
     let name = |what: &str| format!("{prefix}{what}");
     let row = |what: &str| file.get(&name(what)).map(|array| array.row(image));
-    let as_array = |row: Vec<f32>| Array { shape: vec![row.len()], values: row.into_iter().map(f64::from).collect() };
+    let as_array =
+        |row: Vec<f32>| Array { shape: vec![row.len()], values: row.into_iter().map(f64::from).collect() };
     let indices = |what: &str| file.get(&name(what)).map(|array| array.indices(image)).unwrap_or_default();
     let pairs = |a: &str, b: &str| indices(a).into_iter().zip(indices(b)).collect::<BTreeSet<_>>();
     if let Some(want) = row("node_max") {
@@ -95,7 +96,11 @@ fn compare_matches(file: &File, prefix: &str, image: usize, special: usize, m: &
             check.same(&name("node_idx2"), &back.best_in_kept, &indices("node_idx2"));
         }
         check.same(&name("unm_idx2"), &back.kept, &indices("unm_idx2"));
-        check.same(&name("src2->dst2"), &back.merged.iter().copied().collect(), &pairs("src_idx2", "dst_idx2"));
+        check.same(
+            &name("src2->dst2"),
+            &back.merged.iter().copied().collect(),
+            &pairs("src_idx2", "dst_idx2"),
+        );
     }
 }
 
@@ -157,7 +162,11 @@ pub(crate) fn ops(file: &File, check: &mut Check) {
         }
         for image in 0..batch {
             let got: Vec<usize> = plan.group_of(image).iter().map(|&g| g as usize).collect();
-            check.same(&format!("{p}source_map"), &got, &file.array(&format!("{p}source_map")).indices(image));
+            check.same(
+                &format!("{p}source_map"),
+                &got,
+                &file.array(&format!("{p}source_map")).indices(image),
+            );
         }
     }
 }
@@ -169,7 +178,8 @@ fn attractions_of(matching: &Matching<'_, Tensor>, batch: usize) -> Vec<f32> {
 pub(crate) fn schedules(file: &File, check: &mut Check) {
     for case in file.config["cases"].as_array().unwrap() {
         let mctf = method(case);
-        let host = Host { depth: int(case, "num_layers"), special: 1, class_token: true, width: 64, heads: 1 };
+        let host =
+            Host { depth: int(case, "num_layers"), special: 1, class_token: true, width: 64, heads: 1 };
         let got = token_counts(&mctf, int(case, "tokens"), &host);
         let want: Vec<usize> =
             case["token_counts"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as usize).collect();
@@ -184,13 +194,18 @@ pub(crate) fn model(file: &File, check: &mut Check) {
     let special = vit.host().special;
     let mctf = method(&file.config);
     let (output, record) = record(&vit, &images(file.array("images")), &mctf);
-    let want: Vec<usize> =
-        file.config["token_counts"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as usize).collect();
+    let want: Vec<usize> = file.config["token_counts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|n| n.as_u64().unwrap() as usize)
+        .collect();
     check.same("token_counts", &output.token_counts, &want);
     for step in &record.steps {
         let (before, after) = (step.tokens_in.dim(1), step.tokens.dim(1));
         let received = step.received.as_ref().unwrap();
-        let args = matching(&mctf, &step.tokens_in, received, step.sizes_in.as_ref(), special, before - after);
+        let args =
+            matching(&mctf, &step.tokens_in, received, step.sizes_in.as_ref(), special, before - after);
         for image in 0..step.tokens.dim(0) {
             let scores = attractions(&args, image).unwrap();
             let matches = match_scores(&scores, before, special, before - after, mctf.both_ways).unwrap();

@@ -69,7 +69,8 @@ impl File {
             return Ok(Self { path: path.to_owned(), config, tensors: HashMap::new() });
         }
         let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| e.to_string())?;
-        let config = metadata.metadata().as_ref().and_then(|m| m.get("config")).ok_or("no config metadata")?;
+        let config =
+            metadata.metadata().as_ref().and_then(|m| m.get("config")).ok_or("no config metadata")?;
         let config = serde_json::from_str(config).map_err(|e| e.to_string())?;
         let file = SafeTensors::deserialize(&bytes).map_err(|e| e.to_string())?;
         let tensors = file.tensors().into_iter().map(|(name, view)| {
@@ -82,13 +83,11 @@ impl File {
 
     /// `config.kind`; the JSON lists of schedules and densities carry their kind in their names.
     pub(crate) fn kind(&self) -> String {
-        match self.config.get("kind").and_then(Value::as_str) {
-            Some(kind) => kind.to_owned(),
-            None => {
-                let stem = self.path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
-                stem.trim_start_matches("svite_").to_owned()
-            }
+        if let Some(kind) = self.config.get("kind").and_then(Value::as_str) {
+            return kind.to_owned();
         }
+        let stem = self.path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+        stem.trim_start_matches("svite_").to_owned()
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<&Array> {
@@ -174,12 +173,12 @@ impl Check {
         for (at, (&got, &want)) in got.iter().zip(&want.values).enumerate() {
             let got = f64::from(got);
             let error = if got == want { 0.0 } else { (got - want).abs() };
-            if !(error <= worst.0) {
+            if error > worst.0 || error.is_nan() {
                 worst = (error, at);
             }
         }
         self.worst = self.worst.max(worst.0 / limit);
-        if !(worst.0 <= limit) {
+        if worst.0 > limit || worst.0.is_nan() {
             let at = worst.1;
             self.fail(format!("{what}[{at}]: {} instead of {}, limit {limit:e}", got[at], want.values[at]));
         }

@@ -7,7 +7,11 @@ use super::{Check, File, Tolerance, int, text};
 /// timm's evaluation transform, byte for byte.
 pub(crate) fn run(file: &File, check: &mut Check) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let folders = [file.path.with_file_name("photos"), root.join("../shared/models/photos"), root.join("assets/photos")];
+    let folders = [
+        file.path.with_file_name("photos"),
+        root.join("../shared/models/photos"),
+        root.join("assets/photos"),
+    ];
     for case in file.config["cases"].as_array().unwrap() {
         let (p, photo, size) = (text(case, "prefix"), text(case, "photo"), int(case, "size"));
         let path = folders.iter().map(|folder| folder.join(photo)).find(|path| path.is_file());

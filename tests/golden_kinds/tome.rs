@@ -2,7 +2,9 @@ use std::collections::BTreeSet;
 
 use foveate::{
     Reduction, SourceMap, Tensor, TokenPlan,
-    backend::{Attraction, Backend, Epilogue, Heads, Linear, Matching, Metric, Pooling, ScoreRequest, Weighting},
+    backend::{
+        Attraction, Backend, Epilogue, Heads, Linear, Matching, Metric, Pooling, ScoreRequest, Weighting,
+    },
     cpu::{
         Cpu,
         matching::{Matches, attractions, match_every_kth, match_scores, metric_rows},
@@ -13,7 +15,12 @@ use serde_json::Value;
 
 use super::{Array, Check, File, Tolerance, images, int, load, record, text};
 
-fn matching<'a>(metric: Metric<'a, Tensor>, sizes: Option<&'a Tensor>, special: usize, merges: usize) -> Matching<'a, Tensor> {
+fn matching<'a>(
+    metric: Metric<'a, Tensor>,
+    sizes: Option<&'a Tensor>,
+    special: usize,
+    merges: usize,
+) -> Matching<'a, Tensor> {
     Matching {
         metric,
         attraction: Attraction::Cosine,
@@ -25,10 +32,21 @@ fn matching<'a>(metric: Metric<'a, Tensor>, sizes: Option<&'a Tensor>, special: 
 }
 
 /// Best scores, partners and the three index lists, under `prefix`.
-fn compare_matches(file: &File, prefix: &str, suffix: &str, image: usize, special: usize, m: &Matches, check: &mut Check) {
+fn compare_matches(
+    file: &File,
+    prefix: &str,
+    suffix: &str,
+    image: usize,
+    special: usize,
+    m: &Matches,
+    check: &mut Check,
+) {
     let name = |what: &str| format!("{prefix}{what}{suffix}");
     if let Some(want) = file.get(&name("node_max")) {
-        let want = Array { shape: vec![m.best.len()], values: want.row(image).iter().map(|&v| f64::from(v)).collect() };
+        let want = Array {
+            shape: vec![m.best.len()],
+            values: want.row(image).iter().map(|&v| f64::from(v)).collect(),
+        };
         check.close(&name("node_max"), &m.best, &want, Tolerance::Absolute(2e-6));
     }
     if let Some(want) = file.get(&name("node_idx")) {
@@ -36,8 +54,12 @@ fn compare_matches(file: &File, prefix: &str, suffix: &str, image: usize, specia
         check.same(&name("node_idx"), &m.best_in_b[skip..].to_vec(), &want.indices(image)[skip..].to_vec());
     }
     check.same(&name("unm_idx"), &m.kept, &file.array(&name("unm_idx")).indices(image));
-    let want: BTreeSet<(usize, usize)> =
-        file.array(&name("src_idx")).indices(image).into_iter().zip(file.array(&name("dst_idx")).indices(image)).collect();
+    let want: BTreeSet<(usize, usize)> = file
+        .array(&name("src_idx"))
+        .indices(image)
+        .into_iter()
+        .zip(file.array(&name("dst_idx")).indices(image))
+        .collect();
     check.same(&name("src->dst"), &m.merged.iter().copied().collect(), &want);
 }
 
@@ -83,10 +105,16 @@ fn single(file: &File, case: &Value, check: &mut Check) {
         if let Some(want) = file.get(&format!("{p}scores")) {
             // Special tokens are masked in the file; here they are left out of every comparison.
             let (nb, want) = (tokens / 2, want.row(image));
-            let pairs = scores.iter().zip(&want).filter(|(_, w)| w.is_finite()).map(|(&s, &w)| (s, f64::from(w)));
+            let pairs =
+                scores.iter().zip(&want).filter(|(_, w)| w.is_finite()).map(|(&s, &w)| (s, f64::from(w)));
             let (got, values): (Vec<f32>, Vec<f64>) = pairs.unzip();
             check.same(&format!("{p}masked"), &(want.len() - got.len() >= special.min(1) * nb), &true);
-            check.close(&format!("{p}scores"), &got, &Array { shape: vec![got.len()], values }, Tolerance::Absolute(1e-6));
+            check.close(
+                &format!("{p}scores"),
+                &got,
+                &Array { shape: vec![got.len()], values },
+                Tolerance::Absolute(1e-6),
+            );
         }
         let matches = match_scores(&scores, tokens, special, tokens - out, false).unwrap();
         compare_matches(file, &p, "", image, special, &matches, check);
@@ -95,8 +123,18 @@ fn single(file: &File, case: &Value, check: &mut Check) {
     let plan = cpu.matching(&matching).unwrap();
     let merged = cpu.merge(&x, sizes.as_ref(), &plan, Pooling::Weighted, None).unwrap();
     let tokens_tolerance = Tolerance::Absolute(5e-6);
-    check.close(&format!("{p}x_out"), merged.tokens.data(), file.array(&format!("{p}x_out")), tokens_tolerance);
-    check.close(&format!("{p}size_out"), merged.sizes.data(), file.array(&format!("{p}size_out")), Tolerance::Absolute(1e-30));
+    check.close(
+        &format!("{p}x_out"),
+        merged.tokens.data(),
+        file.array(&format!("{p}x_out")),
+        tokens_tolerance,
+    );
+    check.close(
+        &format!("{p}size_out"),
+        merged.sizes.data(),
+        file.array(&format!("{p}size_out")),
+        Tolerance::Absolute(1e-30),
+    );
     let of_mode = |plan: &TokenPlan, pooling| cpu.merge(&x, None, plan, pooling, None).unwrap().tokens;
     let modes = [
         ("merge_mean", of_mode(&uniform(&groups, tokens, |n| 1.0 / n as f32), Pooling::Weighted), 5e-6),
@@ -129,11 +167,13 @@ fn chain(file: &File, case: &Value, check: &mut Check) {
     let (p, special) = (format!("{}.", text(case, "name")), special(case));
     let mut x = file.tensor(&format!("{p}x"));
     let mut sizes: Option<Tensor> = None;
-    let list: Vec<usize> = case["r"].as_array().unwrap().iter().map(|r| r.as_u64().unwrap() as usize).collect();
+    let list: Vec<usize> =
+        case["r"].as_array().unwrap().iter().map(|r| r.as_u64().unwrap() as usize).collect();
     let host = Host { depth: list.len(), special, class_token: special > 0, width: x.width(), heads: 1 };
     let tome = Tome { schedule: Schedule::List(list.clone()), proportional: true };
     let counts = token_counts(&tome, int(case, "N"), &host);
-    let want: Vec<usize> = case["token_counts"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as usize).collect();
+    let want: Vec<usize> =
+        case["token_counts"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as usize).collect();
     check.same(&format!("{p}token_counts"), &counts, &want);
     let cpu = Cpu::new();
     let mut map = SourceMap::identity(x.dim(0), counts[0]);
@@ -152,7 +192,12 @@ fn chain(file: &File, case: &Value, check: &mut Check) {
             map.apply(&plan).unwrap();
             (x, sizes) = (merged.tokens, Some(merged.sizes));
         }
-        check.close(&format!("{p}x{step}_out"), x.data(), file.array(&format!("{p}x{step}_out")), Tolerance::Absolute(5e-6));
+        check.close(
+            &format!("{p}x{step}_out"),
+            x.data(),
+            file.array(&format!("{p}x{step}_out")),
+            Tolerance::Absolute(5e-6),
+        );
         if let Some(sizes) = &sizes {
             let want = file.array(&format!("{p}size{step}_out"));
             check.close(&format!("{p}size{step}_out"), sizes.data(), want, Tolerance::Absolute(1e-30));
@@ -169,7 +214,8 @@ fn chain(file: &File, case: &Value, check: &mut Check) {
 fn every_kth(file: &File, case: &Value, check: &mut Check) {
     let (p, tokens, k) = (format!("{}.", text(case, "name")), int(case, "N"), int(case, "k"));
     let (x, metric) = (file.tensor(&format!("{p}x")), file.array(&format!("{p}metric")));
-    let groups: Vec<_> = (0..x.dim(0)).map(|image| match_every_kth(&metric.row(image), tokens, k).unwrap()).collect();
+    let groups: Vec<_> =
+        (0..x.dim(0)).map(|image| match_every_kth(&metric.row(image), tokens, k).unwrap()).collect();
     for (image, groups) in groups.iter().enumerate() {
         let sources = (0..tokens / k * k).filter(|t| t % k != k - 1);
         let got: Vec<usize> = sources.map(|t| groups.iter().position(|g| g.contains(&t)).unwrap()).collect();
@@ -179,12 +225,27 @@ fn every_kth(file: &File, case: &Value, check: &mut Check) {
     let plan = uniform(&groups, tokens, |n| 1.0 / n as f32);
     let merged = cpu.merge(&x, None, &plan, Pooling::Weighted, None).unwrap();
     for name in ["x_out", "merge_mean"] {
-        check.close(&format!("{p}{name}"), merged.tokens.data(), file.array(&format!("{p}{name}")), Tolerance::Absolute(5e-6));
+        check.close(
+            &format!("{p}{name}"),
+            merged.tokens.data(),
+            file.array(&format!("{p}{name}")),
+            Tolerance::Absolute(5e-6),
+        );
     }
-    check.close(&format!("{p}size_out"), merged.sizes.data(), file.array(&format!("{p}size_out")), Tolerance::Absolute(1e-30));
+    check.close(
+        &format!("{p}size_out"),
+        merged.sizes.data(),
+        file.array(&format!("{p}size_out")),
+        Tolerance::Absolute(1e-30),
+    );
     // The official un-merge leaves the dropped tail out.
     let spread = cpu.unmerge(&merged.tokens, &plan).and_then(|x| cpu.tokens(&x, 0..tokens / k * k)).unwrap();
-    check.close(&format!("{p}unmerged"), spread.data(), file.array(&format!("{p}unmerged")), Tolerance::Absolute(5e-6));
+    check.close(
+        &format!("{p}unmerged"),
+        spread.data(),
+        file.array(&format!("{p}unmerged")),
+        Tolerance::Absolute(5e-6),
+    );
 }
 
 pub(crate) fn attention(file: &File, check: &mut Check) {
@@ -237,7 +298,10 @@ pub(crate) fn schedules(file: &File, check: &mut Check) {
     for case in file.config["cases"].as_array().unwrap() {
         let r = &case["r"];
         let schedule = if let Some(pair) = r["pair"].as_array() {
-            Schedule::Inflected { r: pair[0].as_u64().unwrap() as usize, inflection: pair[1].as_f64().unwrap() }
+            Schedule::Inflected {
+                r: pair[0].as_u64().unwrap() as usize,
+                inflection: pair[1].as_f64().unwrap(),
+            }
         } else if let Some(list) = r.as_array() {
             Schedule::List(list.iter().map(|r| r.as_u64().unwrap() as usize).collect())
         } else {
@@ -268,7 +332,12 @@ pub(crate) fn host_model(file: &File) -> foveate::model::Vit<Cpu> {
 }
 
 /// Blocks, logits and source map: the same for every method of this family.
-pub(crate) fn compare_model(file: &File, output: &foveate::model::Output<Cpu>, record: &super::Record, check: &mut Check) {
+pub(crate) fn compare_model(
+    file: &File,
+    output: &foveate::model::Output<Cpu>,
+    record: &super::Record,
+    check: &mut Check,
+) {
     let blocks = Tolerance::Absolute(5e-5);
     for (layer, tokens) in record.blocks.iter().enumerate() {
         if let Some(want) = file.get(&format!("block{layer}.out")) {
@@ -290,7 +359,8 @@ pub(crate) fn compare_model(file: &File, output: &foveate::model::Output<Cpu>, r
             let got: Vec<usize> = map.groups(image).iter().map(|&g| g as usize).collect();
             check.same("source_map", &got, &want.indices(image));
             if let Some(source) = file.get("source") {
-                let rows = (0..map.tokens_out()).flat_map(|g| got.iter().map(move |&m| f32::from(u8::from(m == g))));
+                let rows =
+                    (0..map.tokens_out()).flat_map(|g| got.iter().map(move |&m| f32::from(u8::from(m == g))));
                 check.same("source", &rows.collect::<Vec<f32>>(), &source.row(image));
             }
         }
@@ -305,8 +375,12 @@ pub(crate) fn model(file: &File, check: &mut Check) {
     let proportional = file.config["prop_attn"].as_bool().unwrap();
     let tome = Tome { schedule: Schedule::List(list), proportional };
     let (output, record) = record(&vit, &images(file.array("images")), &tome);
-    let want: Vec<usize> =
-        file.config["token_counts"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as usize).collect();
+    let want: Vec<usize> = file.config["token_counts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|n| n.as_u64().unwrap() as usize)
+        .collect();
     check.same("token_counts", &output.token_counts, &want);
     for step in &record.steps {
         let heads = Heads {

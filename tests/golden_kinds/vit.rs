@@ -12,7 +12,8 @@ pub(crate) fn weights(file: &File, check: &mut Check) {
     check.same("patch", &c.patch, &[int(model, "patch"); 2]);
     let got = [c.width, c.depth, c.heads, c.hidden, c.classes];
     let dim = int(model, "dim");
-    let want = [dim, int(model, "depth"), int(model, "heads"), dim * int(model, "mlp_ratio"), int(model, "classes")];
+    let want =
+        [dim, int(model, "depth"), int(model, "heads"), dim * int(model, "mlp_ratio"), int(model, "classes")];
     check.same("width, depth, heads, hidden, classes", &got, &want);
     check.same("distillation token", &c.distillation_token, &model["distilled"].as_bool().unwrap());
 }
@@ -42,7 +43,8 @@ pub(crate) fn distilled(file: &File, check: &mut Check) {
     let scaled = Tolerance::Scaled(1e-5);
     let width = output.tokens.width();
     for (at, name) in ["cls", "dist"].into_iter().enumerate() {
-        let rows = (0..output.tokens.dim(0)).flat_map(|image| output.tokens.item(image)[at * width..][..width].to_vec());
+        let rows = (0..output.tokens.dim(0))
+            .flat_map(|image| output.tokens.item(image)[at * width..][..width].to_vec());
         check.close(name, &rows.collect::<Vec<_>>(), file.array(name), scaled);
     }
     let [class, distilled] = output.head_logits.unwrap();
@@ -65,7 +67,8 @@ pub(crate) fn registers(file: &File, check: &mut Check) {
     check.close("act/tokens", record.embedded.unwrap().data(), file.array("act/tokens"), scaled);
     let (n, width) = (output.tokens.dim(1), output.tokens.width());
     let registers = file.int("n_register");
-    for (name, range) in [("cls", 0..1), ("reg_tokens", 1..1 + registers), ("patch_tokens", 1 + registers..n)] {
+    for (name, range) in [("cls", 0..1), ("reg_tokens", 1..1 + registers), ("patch_tokens", 1 + registers..n)]
+    {
         let rows = (0..output.tokens.dim(0))
             .flat_map(|image| output.tokens.item(image)[range.start * width..range.end * width].to_vec());
         check.close(name, &rows.collect::<Vec<_>>(), file.array(name), scaled);
