@@ -56,3 +56,8 @@ pub use error::{Error, Result};
 pub use plan::{SourceMap, TokenPlan};
 pub use reduction::Reduction;
 pub use tensor::{Images, Pixels, Tensor};
+
+/// The README's example, compiled and run with the documentation tests.
+#[cfg(all(doctest, feature = "image"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,0 +1,165 @@
+//! `foveate classify`: what is in the pictures.
+
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    time::Instant,
+};
+
+use clap::Args;
+use foveate::{Reduction, reduction::token_counts};
+use serde_json::{Value, json};
+
+use super::{
+    failure::Failure,
+    inputs::{Batch, Rejected, expand, for_each_batch, verdict},
+    labels,
+    options::{BatchSize, Model, ModelSettings, Threads},
+    predict::{Guess, guesses, logits, require_classifier},
+    report::{JsonStream, errors_json, percent, three_digits},
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  foveate classify cat.jpg --weights deit_small.safetensors
+  foveate classify photos/ 'more/**/*.png' --weights deit_small.safetensors -r tome:r=13 --top 1
+  foveate classify photos/ --weights m.safetensors --labels imagenet.txt --json > result.json
+
+JSON: command, version, weights, reduction, tokens (entering block 0 and leaving each block), images: [{image, \
+predictions: [{class, label, probability}]}], errors: [{image, error}], seconds and images_per_second (without \
+decoding).";
+
+/// Name the likeliest classes of pictures.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    /// Image files, folders (all image files in them) or patterns such as 'val/*/*.JPEG'
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<PathBuf>,
+    /// Checkpoint in safetensors form; a config.json beside it is read too
+    #[arg(short, long, value_name = "FILE")]
+    weights: PathBuf,
+    /// Class names: a text file with one a line, or a JSON list or object
+    #[arg(long, value_name = "FILE")]
+    labels: Option<PathBuf>,
+    /// How tokens are reduced, such as tome:r=13 (see 'foveate --help')
+    #[arg(short, long, value_name = "SPEC", default_value = "none")]
+    reduce: String,
+    /// Classes to name per picture
+    #[arg(short = 'k', long, value_name = "K", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    top: u16,
+    /// Print JSON and nothing else
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    batch: BatchSize,
+    #[command(flatten)]
+    threads: Threads,
+    #[command(flatten)]
+    settings: ModelSettings,
+}
+
+/// Where the results go.
+enum Sink {
+    Json(JsonStream),
+    Text { out: io::Stdout, top: usize },
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let reduction: Reduction = arguments.reduce.parse()?;
+    let overrides = arguments.settings.overrides()?;
+    let paths = expand(&arguments.images)?;
+    let model = Model::open(&arguments.weights, &overrides, arguments.threads.start()?)?;
+    require_classifier(&model)?;
+    model.check(&reduction)?;
+    let config = model.config();
+    let labels = match &arguments.labels {
+        Some(file) => Some(labels::read(file, config.classes, &model.file)?),
+        None => config.labels.clone(),
+    };
+    let labels = labels.as_deref();
+    let top = usize::from(arguments.top).min(config.classes);
+    let mut sink = if arguments.json {
+        Sink::Json(JsonStream::begin(&head(arguments, &model, &reduction))?)
+    } else {
+        Sink::Text { out: io::stdout(), top }
+    };
+    let (mut seconds, mut count) = (0.0, 0);
+    let rejected = for_each_batch(&paths, config, arguments.batch.get(), |batch, progress| {
+        let Batch { names, images, .. } = batch;
+        let begun = Instant::now();
+        let logits = logits(&model.vit, &images, &reduction)?;
+        seconds += begun.elapsed().as_secs_f64();
+        count += names.len();
+        let guesses = guesses(&logits, top);
+        progress.aside(|| sink.write(&names, &guesses, labels))
+    })?;
+    if let Sink::Json(stream) = sink {
+        stream.end(&tail(&rejected, seconds, count))?;
+    } else if count > 1 && io::IsTerminal::is_terminal(&io::stderr()) {
+        let rate = three_digits(rate(seconds, count));
+        let _ = writeln!(io::stderr(), "{count} images, {rate} images/s with {reduction} (without decoding)");
+    }
+    verdict(&rejected)
+}
+
+impl Sink {
+    fn write(
+        &mut self,
+        names: &[String],
+        guesses: &[Vec<Guess>],
+        labels: Option<&[String]>,
+    ) -> Result<(), Failure> {
+        match self {
+            Self::Json(stream) => {
+                for (name, guesses) in names.iter().zip(guesses) {
+                    let predictions: Vec<Value> = guesses.iter().map(|guess| guess.json(labels)).collect();
+                    stream.image(&json!({"image": name, "predictions": predictions}))?;
+                }
+                stream.flush()
+            }
+            Self::Text { out, top } => {
+                let mut out = out.lock();
+                for (name, guesses) in names.iter().zip(guesses) {
+                    let line =
+                        |guess: &Guess| format!("{:>7}  {}", percent(guess.probability), guess.name(labels));
+                    if *top == 1 {
+                        writeln!(
+                            out,
+                            "{name}  {}",
+                            guesses.first().map(line).unwrap_or_default().trim_start()
+                        )?;
+                        continue;
+                    }
+                    writeln!(out, "{name}")?;
+                    for guess in guesses {
+                        writeln!(out, "  {}", line(guess))?;
+                    }
+                }
+                Ok(out.flush()?)
+            }
+        }
+    }
+}
+
+fn head(arguments: &Arguments, model: &Model, reduction: &Reduction) -> Value {
+    json!({
+        "command": "classify",
+        "version": env!("CARGO_PKG_VERSION"),
+        "weights": arguments.weights.display().to_string(),
+        "reduction": reduction.to_string(),
+        "tokens": token_counts(reduction, model.config().tokens(), &model.vit.host()),
+    })
+}
+
+fn tail(rejected: &[Rejected], seconds: f64, count: usize) -> Value {
+    json!({
+        "errors": errors_json(rejected),
+        "seconds": seconds,
+        "images_per_second": rate(seconds, count),
+    })
+}
+
+fn rate(seconds: f64, count: usize) -> f64 {
+    if seconds > 0.0 { count as f64 / seconds } else { 0.0 }
+}

@@ -1,0 +1,225 @@
+//! `foveate embed`: features of pictures into a safetensors file.
+
+mod file;
+
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+};
+
+use clap::Args;
+use foveate::{Reduction, SourceMap, Tensor, model::Output, reduction::token_counts};
+use serde_json::json;
+
+use super::{
+    failure::Failure,
+    inputs::{expand, for_each_batch, verdict},
+    options::{BatchSize, Model, ModelSettings, Threads, refuse_overwriting},
+    report::{counted, errors_json, write_json},
+};
+use file::{EmbeddingFile, Part, Values};
+
+const EXAMPLES: &str = "\
+Examples:
+  foveate embed photos/ --weights dinov2_small.safetensors -o features.safetensors
+  foveate embed photos/ --weights dinov2_small.safetensors -r tome:r=8 --unmerge -o f.safetensors
+
+The file holds, for I images, M final patch tokens (all patches without a reduction) and width C:
+  features    F32 (I, F)     what a classifier would read: class token, mean of patches, or both
+  class       F32 (I, C)     the class token after the last LayerNorm, where there is one
+  embedding   F32 (I, P)     the projection, where the model is a CLIP tower
+  patches     F32 (I, M, C)  the patch tokens; after --unmerge (I, rows, columns, C), dropped ones 0
+  sizes       F32 (I, M)     after a reduction: how many patches each token stands for
+  source_map  I32 (I, rows, columns)
+                             after a reduction: each patch's token, -1 where it was dropped
+Its __metadata__ has images (a JSON list of the files, in order), weights, reduction, grid and version.";
+
+/// Write the features of pictures to a safetensors file.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    /// Image files, folders (all image files in them) or patterns such as 'val/*/*.JPEG'
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<PathBuf>,
+    /// Checkpoint in safetensors form; a config.json beside it is read too
+    #[arg(short, long, value_name = "FILE")]
+    weights: PathBuf,
+    /// The file to write
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// How tokens are reduced, such as tome:r=13 (see 'foveate --help')
+    #[arg(short, long, value_name = "SPEC", default_value = "none")]
+    reduce: String,
+    /// Spread the tokens back over the grid of patches, for dense prediction
+    #[arg(long)]
+    unmerge: bool,
+    /// Print a JSON summary and nothing else
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    batch: BatchSize,
+    #[command(flatten)]
+    threads: Threads,
+    #[command(flatten)]
+    settings: ModelSettings,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let reduction: Reduction = arguments.reduce.parse()?;
+    let overrides = arguments.settings.overrides()?;
+    let paths = expand(&arguments.images)?;
+    refuse_overwriting(&arguments.output, paths.iter().chain([&arguments.weights]))?;
+    let model = Model::open(&arguments.weights, &overrides, arguments.threads.start()?)?;
+    model.check(&reduction)?;
+    let all_names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    let parts = parts(&model, &reduction, arguments.unmerge);
+    let notes = |images: &[String]| notes(arguments, &model, &reduction, images);
+    let mut file = EmbeddingFile::create(&arguments.output, parts.clone(), paths.len(), &notes(&all_names))?;
+    let mut names = Vec::new();
+    let rejected = for_each_batch(&paths, model.config(), arguments.batch.get(), |batch, _| {
+        let output = model.vit.forward(&batch.images, &reduction)?;
+        let extract = Extract::new(&model, &output)?;
+        for part in &parts {
+            file.write(part.name, &extract.values(part)?)?;
+        }
+        names.extend(batch.names);
+        Ok(())
+    })?;
+    if names.is_empty() {
+        // Dropping the file takes it away again; every image has been reported.
+        return verdict(&rejected);
+    }
+    let shapes = file.finish(names.len(), &notes(&names))?;
+    if arguments.json {
+        let tensors: serde_json::Map<_, _> = shapes
+            .iter()
+            .map(|(part, shape)| (part.name.to_owned(), json!({"dtype": part.dtype(), "shape": shape})))
+            .collect();
+        write_json(&json!({
+            "command": "embed",
+            "version": env!("CARGO_PKG_VERSION"),
+            "weights": arguments.weights.display().to_string(),
+            "reduction": reduction.to_string(),
+            "tokens": token_counts(&reduction, model.config().tokens(), &model.vit.host()),
+            "output": arguments.output.display().to_string(),
+            "tensors": tensors,
+            "images": names,
+            "errors": errors_json(&rejected),
+        }))?;
+    } else {
+        let mut out = io::stdout().lock();
+        writeln!(out, "{}: {}", arguments.output.display(), counted(names.len(), "image"))?;
+        for (part, shape) in &shapes {
+            let extents: Vec<String> = shape.iter().map(ToString::to_string).collect();
+            writeln!(out, "  {:<10}  {}  ({})", part.name, part.dtype(), extents.join(", "))?;
+        }
+    }
+    verdict(&rejected)
+}
+
+/// The tensors of the file, the largest first.
+fn parts(model: &Model, reduction: &Reduction, unmerge: bool) -> Vec<Part> {
+    let config = model.config();
+    let (c, [rows, columns]) = (config.width, config.grid());
+    let left = token_counts(reduction, config.tokens(), &model.vit.host()).last().copied();
+    let tokens = left.unwrap_or(config.tokens()) - config.special_tokens();
+    let features = if config.readout == foveate::model::Readout::ClassAndMean { 2 * c } else { c };
+    let patches = if unmerge { vec![rows, columns, c] } else { vec![tokens, c] };
+    let mut parts = vec![Part::new("patches", patches)];
+    parts.push(Part::new("features", vec![features]));
+    if config.class_token {
+        parts.push(Part::new("class", vec![c]));
+    }
+    if model.is_clip() && config.classes > 0 {
+        parts.push(Part::new("embedding", vec![config.classes]));
+    }
+    if *reduction != Reduction::None {
+        parts.push(Part::new("sizes", vec![tokens]));
+        parts.push(Part::integers("source_map", vec![rows, columns]));
+    }
+    parts
+}
+
+/// The file's `__metadata__`.
+fn notes(
+    arguments: &Arguments,
+    model: &Model,
+    reduction: &Reduction,
+    images: &[String],
+) -> serde_json::Value {
+    let [rows, columns] = model.config().grid();
+    json!({
+        "weights": arguments.weights.display().to_string(),
+        "reduction": reduction.to_string(),
+        "grid": format!("{rows}x{columns}"),
+        "version": env!("CARGO_PKG_VERSION"),
+        "images": json!(images).to_string(),
+    })
+}
+
+/// The results of one batch, on the host.
+struct Extract<'a> {
+    model: &'a Model,
+    tokens: Tensor,
+    features: Tensor,
+    logits: Option<Tensor>,
+    sizes: Option<Tensor>,
+    map: SourceMap,
+}
+
+impl<'a> Extract<'a> {
+    fn new(model: &'a Model, output: &Output<foveate::cpu::Cpu>) -> Result<Self, Failure> {
+        use foveate::backend::Backend;
+        let cpu = model.vit.backend();
+        let host = |tensor: &Option<Tensor>| tensor.as_ref().map(|tensor| cpu.download(tensor)).transpose();
+        Ok(Self {
+            model,
+            tokens: cpu.download(&output.tokens)?,
+            features: cpu.download(&output.features)?,
+            logits: host(&output.logits)?,
+            sizes: host(&output.sizes)?,
+            map: output.source_map(cpu)?,
+        })
+    }
+
+    /// What goes into `part`, all images of the batch one after the other.
+    fn values(&self, part: &Part) -> Result<Values, Failure> {
+        let special = self.model.config().special_tokens();
+        let width = self.tokens.width();
+        let images = 0..self.tokens.dim(0);
+        let floats = |per_image: &dyn Fn(usize) -> Vec<f32>| {
+            Values::Floats(images.clone().flat_map(per_image).collect())
+        };
+        Ok(match part.name {
+            "features" => Values::Floats(self.features.data().to_vec()),
+            "embedding" => Values::Floats(self.logits.iter().flat_map(Tensor::data).copied().collect()),
+            "class" => floats(&|image| self.tokens.item(image)[..width].to_vec()),
+            // Nothing was reduced if there are no sizes: every token is one patch.
+            "sizes" => floats(&|image| match &self.sizes {
+                Some(sizes) => sizes.item(image)[special..].to_vec(),
+                None => vec![1.0; self.tokens.dim(1) - special],
+            }),
+            "source_map" => {
+                // Special tokens come first and stay, so the patches' tokens are those behind them.
+                let from_patches = |&group: &i32| (group - special as i32).max(-1);
+                Values::Integers(
+                    images
+                        .clone()
+                        .flat_map(|image| self.map.groups(image)[special..].iter().map(from_patches))
+                        .collect(),
+                )
+            }
+            _ if part.shape.len() == 2 => {
+                floats(&|image| self.tokens.item(image)[special * width..].to_vec())
+            }
+            _ => {
+                let mut spread = Vec::new();
+                for image in images.clone() {
+                    let all = self.map.unmerge(image, self.tokens.item(image), width, 0.0)?;
+                    spread.extend_from_slice(&all[special * width..]);
+                }
+                Values::Floats(spread)
+            }
+        })
+    }
+}

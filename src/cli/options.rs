@@ -1,0 +1,141 @@
+//! Arguments that several subcommands share, and what they turn into.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use foveate::{
+    Reduction,
+    cpu::Cpu,
+    model::{Vit, VitConfig},
+    reduction::Method,
+    weights::{Checkpoint, ConfigFile, Family, LoadedVit, Overrides, load_vit},
+};
+
+use super::{failure::Failure, progress::Progress};
+
+/// How a checkpoint is read.
+#[derive(Debug, Args)]
+pub(crate) struct ModelSettings {
+    /// Input size of the model, such as 224 or 224x320 (height x width); positions are resampled to fit
+    #[arg(long, value_name = "SIZE", help_heading = "Model")]
+    image_size: Option<String>,
+    /// Set what the checkpoint does not say, such as heads=6 or mean=0.5,0.5,0.5 (repeatable; a wrong key lists all
+    /// keys)
+    #[arg(long, value_name = "KEY=VALUE", help_heading = "Model")]
+    set: Vec<String>,
+}
+
+impl ModelSettings {
+    /// What outranks the checkpoint's own numbers.
+    pub(crate) fn overrides(&self) -> Result<Overrides, Failure> {
+        let mut overrides = Overrides::default();
+        for assignment in &self.set {
+            overrides.set(assignment)?;
+        }
+        if let Some(size) = &self.image_size {
+            overrides.set(&format!("image={size}"))?;
+        }
+        Ok(overrides)
+    }
+}
+
+/// Threads.
+#[derive(Debug, Args)]
+pub(crate) struct Threads {
+    /// Threads to compute with, by default one per core
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+}
+
+impl Threads {
+    /// The backend, and the threads that everything else in the process (decoding, reading weights) uses as well.
+    pub(crate) fn start(&self) -> Result<Cpu, Failure> {
+        if let Some(threads) = self.threads {
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(usize::from(threads))
+                .build_global()
+                .map_err(|e| Failure::Other(format!("cannot start {threads} threads: {e}")))?;
+        }
+        Ok(Cpu::new())
+    }
+}
+
+/// Images per forward pass.
+#[derive(Debug, Args)]
+pub(crate) struct BatchSize {
+    /// Images per forward pass: larger is faster up to a point and takes more memory
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    batch: u16,
+}
+
+impl BatchSize {
+    /// The number, at least 1.
+    pub(crate) fn get(&self) -> usize {
+        usize::from(self.batch)
+    }
+}
+
+/// Reads reductions from their specifications.
+pub(crate) fn reductions(specs: &[String]) -> Result<Vec<Reduction>, Failure> {
+    specs.iter().map(|spec| Ok(spec.parse()?)).collect()
+}
+
+/// A model and what is known about the file it came from.
+pub(crate) struct Model {
+    /// The model.
+    pub(crate) vit: Vit<Cpu>,
+    /// The checkpoint as messages name it.
+    pub(crate) file: String,
+    /// Who wrote it.
+    pub(crate) family: Family,
+}
+
+impl Model {
+    /// Opens a checkpoint, with the configuration that lies beside it.
+    pub(crate) fn open(weights: &Path, overrides: &Overrides, cpu: Cpu) -> Result<Self, Failure> {
+        let progress = Progress::spinner("reading the weights");
+        let checkpoint = Checkpoint::open(weights)?;
+        let LoadedVit { config, params, family, .. } =
+            load_vit(&checkpoint, ConfigFile::beside(weights)?.as_ref(), overrides)?;
+        let vit = Vit::new(cpu, config, params)?;
+        progress.finish();
+        Ok(Self { vit, file: weights.display().to_string(), family })
+    }
+
+    /// The model's numbers.
+    pub(crate) fn config(&self) -> &VitConfig {
+        self.vit.config()
+    }
+
+    /// Whether the head is CLIP's projection rather than a classifier.
+    pub(crate) fn is_clip(&self) -> bool {
+        is_clip(self.family)
+    }
+
+    /// Whether `reduction` suits the model, before any image is read.
+    pub(crate) fn check(&self, reduction: &Reduction) -> Result<(), Failure> {
+        Ok(reduction.check(&self.vit.host())?)
+    }
+}
+
+/// Whether the head of such a checkpoint projects instead of classifying.
+pub(crate) fn is_clip(family: Family) -> bool {
+    matches!(family, Family::HuggingFaceClip | Family::OpenClip)
+}
+
+/// Refuses to write over a file that is being read.
+pub(crate) fn refuse_overwriting<'a>(
+    output: &Path,
+    inputs: impl Iterator<Item = &'a PathBuf>,
+) -> Result<(), Failure> {
+    let Ok(output) = output.canonicalize() else { return Ok(()) };
+    for input in inputs {
+        if output.is_file() && input.canonicalize().is_ok_and(|input| input == output) {
+            return Err(Failure::Input(format!(
+                "{}: is an input; write the output to another file",
+                input.display()
+            )));
+        }
+    }
+    Ok(())
+}

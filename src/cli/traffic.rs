@@ -1,0 +1,135 @@
+//! Bytes that a forward pass cannot avoid moving, counted, not measured.
+//!
+//! The rule: every parameter once per batch, and of every operation its inputs and its output once per image, all in
+//! `f32`. Attention maps and similarity matrices are not counted: no operation writes them. Operations are those of the
+//! model's forward pass; a merge that is followed by a LayerNorm does both in one pass.
+
+use foveate::{
+    Tensor,
+    backend::{Linear, Norm},
+    model::{BlockParams, Readout, VitConfig, VitParams},
+    reduction::{Site, Step},
+};
+
+/// Bytes of an `f32`.
+const VALUE: u64 = 4;
+
+/// Parameters of a model by place, in values.
+pub(crate) struct Parameters {
+    /// Patch projection, special tokens, positions, the norm before block 0.
+    pub(crate) embed: u64,
+    /// Each block.
+    pub(crate) blocks: Vec<u64>,
+    /// Final norms and heads.
+    pub(crate) head: u64,
+}
+
+impl Parameters {
+    /// Counts them.
+    pub(crate) fn of(params: &VitParams<Tensor>) -> Self {
+        let norms =
+            |norms: &[&Option<Norm<Tensor>>]| norms.iter().map(|n| n.as_ref().map_or(0, norm)).sum::<u64>();
+        let heads = |heads: &[&Option<Linear<Tensor>>]| {
+            heads.iter().map(|l| l.as_ref().map_or(0, linear)).sum::<u64>()
+        };
+        let tables = [&params.prefix, &params.position].into_iter().flatten().map(values).sum::<u64>();
+        Self {
+            embed: linear(&params.patch) + tables + norms(&[&params.norm_pre]),
+            blocks: params.blocks.iter().map(block_parameters).collect(),
+            head: norms(&[&params.norm, &params.fc_norm]) + heads(&[&params.head, &params.head_dist]),
+        }
+    }
+
+    /// All of them.
+    pub(crate) fn total(&self) -> u64 {
+        self.embed + self.blocks.iter().sum::<u64>() + self.head
+    }
+}
+
+fn values(tensor: &Tensor) -> u64 {
+    tensor.data().len() as u64
+}
+
+fn linear(layer: &Linear<Tensor>) -> u64 {
+    values(&layer.weight) + layer.bias.as_ref().map_or(0, values)
+}
+
+fn norm(norm: &Norm<Tensor>) -> u64 {
+    values(&norm.weight) + norm.bias.as_ref().map_or(0, values)
+}
+
+fn block_parameters(block: &BlockParams<Tensor>) -> u64 {
+    let optional = [&block.q_norm, &block.k_norm, &block.attn_norm, &block.mlp_norm];
+    norm(&block.norm1)
+        + norm(&block.norm2)
+        + [&block.qkv, &block.proj, &block.fc1, &block.fc2].into_iter().map(linear).sum::<u64>()
+        + optional.into_iter().flatten().map(norm).sum::<u64>()
+}
+
+/// Bytes of the embedding for a batch.
+pub(crate) fn embed_bytes(config: &VitConfig, parameters: &Parameters, batch: u64) -> u64 {
+    let c = config.width as u64;
+    let patches = (config.grid()[0] * config.grid()[1]) as u64;
+    let pixels = (config.image[0] * config.image[1] * config.channels) as u64;
+    let row = (config.channels * config.patch[0] * config.patch[1]) as u64;
+    // 8-bit pixels to rows; rows to patches; patches to tokens.
+    let activations = patches * row + patches * (row + c) + patches * c + config.tokens() as u64 * c;
+    VALUE * (parameters.embed + batch * activations) + batch * pixels
+}
+
+/// Bytes of one block for a batch when `tokens` tokens enter it.
+pub(crate) fn block_bytes(
+    config: &VitConfig,
+    parameters: u64,
+    tokens: u64,
+    step: Option<&Step>,
+    batch: u64,
+) -> u64 {
+    let (c, n, hidden) = (config.width as u64, tokens, config.hidden as u64);
+    let m = step.map_or(n, |step| step.tokens as u64);
+    let norm = |n: u64| 2 * n * c;
+    let attention = |n: u64| 4 * n * c + 4 * n * c; // packed heads written; read and pooled
+    let project = |n: u64| 3 * n * c; // context, residual, sum
+    let layers = |n: u64| n * (c + hidden) + n * (hidden + 2 * c);
+    let decision = step.map_or(0, |step| {
+        let scores = config.heads as u64 * n;
+        match (step.scores.class, step.scores.received) {
+            (true, _) => scores,
+            (false, true) => scores + n * c,
+            (false, false) => n * c,
+        }
+    });
+    let merge = n * c + m * c;
+    let (activations, twice) = match step.map(|step| step.site) {
+        None => (norm(n) + attention(n) + project(n) + norm(n) + layers(n), 0),
+        Some(Site::AfterAttention) => {
+            (norm(n) + attention(n) + project(n) + decision + merge + m * c + layers(m), 0)
+        }
+        Some(Site::AfterBlock) => {
+            (norm(n) + attention(n) + project(n) + norm(n) + layers(n) + decision + merge, 0)
+        }
+        Some(Site::BeforeAttention { reuse }) => {
+            let look = norm(n) + 3 * n * c + 2 * n * c + decision + merge + m * c;
+            let rest = project(m) + norm(m) + layers(m);
+            if reuse {
+                // Values of the merged tokens; the map is made again from queries and keys and folded.
+                (look + 2 * m * c + 2 * n * c + 2 * m * c + rest, 0)
+            } else {
+                // Query and key weights are read a second time.
+                (look + attention(m) + rest, 2 * c * c)
+            }
+        }
+    };
+    VALUE * (parameters + twice + batch * activations)
+}
+
+/// Bytes of the final norms and heads for a batch when `tokens` tokens are left.
+pub(crate) fn head_bytes(config: &VitConfig, parameters: &Parameters, tokens: u64, batch: u64) -> u64 {
+    let c = config.width as u64;
+    let pooled = match config.readout {
+        Readout::Class => c,
+        Readout::Mean => tokens * c,
+        Readout::ClassAndMean => (tokens + 1) * c,
+    };
+    VALUE * (parameters.head + batch * (2 * tokens * c + pooled + c + config.classes as u64))
+}

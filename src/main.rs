@@ -1,0 +1,7 @@
+//! The `foveate` command: see `foveate --help`.
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}
