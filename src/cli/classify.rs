@@ -98,7 +98,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         stream.end(&tail(&rejected, seconds, count))?;
     } else if count > 1 && io::IsTerminal::is_terminal(&io::stderr()) {
         let rate = three_digits(rate(seconds, count));
-        let _ = writeln!(io::stderr(), "{count} images, {rate} images/s with {reduction} (without decoding)");
+        let _ = writeln!(
+            io::stderr(),
+            "{count} images, {rate} images/s without decoding (reduction: {reduction})"
+        );
     }
     verdict(&rejected)
 }

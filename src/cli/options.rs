@@ -109,18 +109,13 @@ impl Model {
 
     /// Whether the head is CLIP's projection rather than a classifier.
     pub(crate) fn is_clip(&self) -> bool {
-        is_clip(self.family)
+        self.family.is_clip()
     }
 
     /// Whether `reduction` suits the model, before any image is read.
     pub(crate) fn check(&self, reduction: &Reduction) -> Result<(), Failure> {
         Ok(reduction.check(&self.vit.host())?)
     }
-}
-
-/// Whether the head of such a checkpoint projects instead of classifying.
-pub(crate) fn is_clip(family: Family) -> bool {
-    matches!(family, Family::HuggingFaceClip | Family::OpenClip)
 }
 
 /// Refuses to write over a file that is being read.

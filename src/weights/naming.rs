@@ -39,8 +39,8 @@ impl Family {
         }
     }
 
-    /// Whether this is a visual tower of CLIP.
-    pub(super) fn is_clip(self) -> bool {
+    /// Whether this is a visual tower of CLIP, whose head projects instead of classifying.
+    pub fn is_clip(self) -> bool {
         matches!(self, Self::HuggingFaceClip | Self::OpenClip)
     }
 }

@@ -474,7 +474,8 @@ impl Resolver<'_> {
             (None, Family::Dinov2) => (PositionResampling::Offset, self.family_default()),
             (None, _) => (PositionResampling::Bicubic, self.family_default()),
         };
-        let table = format!("{} table, {special} rows for special tokens", sides(grid));
+        let rows = if special == 1 { "row" } else { "rows" };
+        let table = format!("{} table, {special} {rows} for special tokens", sides(grid));
         if wanted == grid {
             self.note("positions", table, "shapes");
         } else {
