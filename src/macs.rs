@@ -86,11 +86,16 @@ impl ModelMacs {
         }
         let features = if config.readout == Readout::ClassAndMean { 2 * c } else { c };
         let heads = if config.distillation_token { 2 } else { 1 };
-        let head = Macs {
-            linear: heads * features * config.classes as u64,
-            normalised: now as u64 * c,
-            ..Macs::default()
-        };
+        let n = now as u64;
+        let mut head =
+            Macs { linear: heads * features * config.classes as u64, normalised: n * c, ..Macs::default() };
+        if config.readout == Readout::Attention {
+            // Keys and values of all tokens; query, projection and MLP of one.
+            head.linear += 2 * n * c * c + 2 * c * c + c * (config.hidden + config.fc1_rows()) as u64;
+            head.attention = 2 * n * c;
+            head.softmax = config.heads as u64 * n;
+            head.normalised += c;
+        }
         Self { embed, blocks, head, token_counts }
     }
 

@@ -10,7 +10,7 @@ use clap::Args;
 use foveate::{
     Reduction,
     macs::{Convention, ModelMacs},
-    model::{Readout, VitConfig},
+    model::VitConfig,
     reduction::Method,
     weights::{Checkpoint, ConfigFile, LoadedVit, load_vit},
 };
@@ -225,11 +225,7 @@ pub(crate) fn model_json(config: &VitConfig) -> Value {
         "class_token": config.class_token,
         "distillation_token": config.distillation_token,
         "registers": config.registers,
-        "readout": match config.readout {
-            Readout::Class => "class",
-            Readout::Mean => "mean",
-            Readout::ClassAndMean => "class_and_mean",
-        },
+        "readout": config.readout.name(),
         "classes": config.classes,
     })
 }

@@ -7,7 +7,7 @@
 use foveate::{
     Tensor,
     backend::{Linear, Norm},
-    model::{BlockParams, Readout, VitConfig, VitParams},
+    model::{BlockParams, PoolParams, Readout, VitConfig, VitParams},
     reduction::{Site, Step},
 };
 
@@ -36,7 +36,9 @@ impl Parameters {
         Self {
             embed: linear(&params.patch) + tables + norms(&[&params.norm_pre]),
             blocks: params.blocks.iter().map(block_parameters).collect(),
-            head: norms(&[&params.norm, &params.fc_norm]) + heads(&[&params.head, &params.head_dist]),
+            head: norms(&[&params.norm, &params.fc_norm])
+                + heads(&[&params.head, &params.head_dist])
+                + params.attn_pool.as_ref().map_or(0, pool_parameters),
         }
     }
 
@@ -56,6 +58,12 @@ fn linear(layer: &Linear<Tensor>) -> u64 {
 
 fn norm(norm: &Norm<Tensor>) -> u64 {
     values(&norm.weight) + norm.bias.as_ref().map_or(0, values)
+}
+
+fn pool_parameters(pool: &PoolParams<Tensor>) -> u64 {
+    values(&pool.latent)
+        + [&pool.qkv, &pool.proj, &pool.fc1, &pool.fc2].into_iter().map(linear).sum::<u64>()
+        + [&pool.q_norm, &pool.k_norm, &pool.norm].into_iter().flatten().map(norm).sum::<u64>()
 }
 
 fn block_parameters(block: &BlockParams<Tensor>) -> u64 {
@@ -130,6 +138,8 @@ pub(crate) fn head_bytes(config: &VitConfig, parameters: &Parameters, tokens: u6
         Readout::Class => c,
         Readout::Mean => tokens * c,
         Readout::ClassAndMean => (tokens + 1) * c,
+        // Tokens and query in front of them read, packed heads written and read, a few rows.
+        Readout::Attention => (2 * (tokens + 1) + 6 * (tokens + 1)) * c,
     };
     VALUE * (parameters.head + batch * (2 * tokens * c + pooled + c + config.classes as u64))
 }

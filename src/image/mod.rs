@@ -2,7 +2,7 @@
 //!
 //! A picture takes three steps to become a model's input, each of them the one that timm, torchvision and Pillow take,
 //! to the bit:
-//! 1. [`load`] or [`decode`] (feature `image`) turn a file into a [`Picture`];
+//! 1. [`load`] or [`decode()`] (feature `image`) turn a file into a [`Picture`];
 //! 2. [`Transform::apply`] resizes it and crops its centre;
 //! 3. [`batch`] puts pictures of one size into [`Images`](crate::Images), [`Transform::normalise`] also subtracts the
 //!    mean and divides by the deviation.

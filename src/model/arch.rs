@@ -132,6 +132,7 @@ pub fn random_params(config: &VitConfig, seed: u64) -> VitParams<Tensor> {
         norm_pre: None,
         blocks,
         norm: Some(norm(c)),
+        attn_pool: None,
         fc_norm: None,
         head,
         head_dist,

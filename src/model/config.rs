@@ -67,6 +67,27 @@ pub enum Readout {
     Mean,
     /// The class token and that mean, one after the other (Hugging Face's DINOv2 classifier).
     ClassAndMean,
+    /// The attention of one learned query over all tokens, and an MLP (timm's `attn_pool`, SigLIP's head).
+    Attention,
+}
+
+impl Readout {
+    const ALL: [Self; 4] = [Self::Class, Self::Mean, Self::ClassAndMean, Self::Attention];
+
+    /// The name used in overrides and by `foveate info`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Class => "class",
+            Self::Mean => "mean",
+            Self::ClassAndMean => "class_and_mean",
+            Self::Attention => "attention",
+        }
+    }
+
+    /// The readout that overrides call `name`.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|readout| readout.name() == name)
+    }
 }
 
 /// The numbers of a plain vision transformer (ViT, DeiT, DINOv2, CLIP's visual tower).
@@ -139,6 +160,11 @@ impl VitConfig {
         self.width / self.heads
     }
 
+    /// What multiplies the products of queries and keys: `D^-1/2`.
+    pub fn attention_scale(&self) -> f32 {
+        (self.head_dim() as f64).powf(-0.5) as f32
+    }
+
     /// Rows of the MLP's first layer: twice `hidden` when it is gated.
     pub fn fc1_rows(&self) -> usize {
         if self.activation == Activation::SwiGlu { 2 * self.hidden } else { self.hidden }
@@ -182,7 +208,7 @@ impl VitConfig {
         if self.distillation_token && !self.class_token {
             return fail("a distillation token needs a class token before it".into());
         }
-        if self.readout != Readout::Mean && !self.class_token {
+        if matches!(self.readout, Readout::Class | Readout::ClassAndMean) && !self.class_token {
             return fail("the head reads a class token, but the model has none; set pool to mean".into());
         }
         if !(self.norm_eps.is_finite() && self.norm_eps > 0.0) {
@@ -217,6 +243,27 @@ pub struct BlockParams<T> {
     pub fc2: Linear<T>,
 }
 
+/// The parameters of an attention pooling: one query looks at all tokens.
+#[derive(Clone, Debug)]
+pub struct PoolParams<T> {
+    /// The query's token, (1, C).
+    pub latent: T,
+    /// Query rows for the latent, key and value rows for the tokens, (3C, C).
+    pub qkv: Linear<T>,
+    /// LayerNorm of the query's heads, over the head dimension.
+    pub q_norm: Option<Norm<T>>,
+    /// LayerNorm of the keys' heads, over the head dimension.
+    pub k_norm: Option<Norm<T>>,
+    /// Output projection, (C, C).
+    pub proj: Linear<T>,
+    /// LayerNorm before the MLP.
+    pub norm: Option<Norm<T>>,
+    /// First layer of the MLP.
+    pub fc1: Linear<T>,
+    /// Second layer of the MLP.
+    pub fc2: Linear<T>,
+}
+
 /// The parameters of a plain vision transformer, over the tensors of some backend (or host tensors).
 #[derive(Clone, Debug)]
 pub struct VitParams<T> {
@@ -232,6 +279,8 @@ pub struct VitParams<T> {
     pub blocks: Vec<BlockParams<T>>,
     /// LayerNorm of all tokens after the last block.
     pub norm: Option<Norm<T>>,
+    /// What [`Readout::Attention`] needs.
+    pub attn_pool: Option<PoolParams<T>>,
     /// LayerNorm of the pooled features only (timm's `fc_norm`).
     pub fc_norm: Option<Norm<T>>,
     /// The classifier, or CLIP's projection.

@@ -1,6 +1,6 @@
 //! Parameters over one kind of tensor become parameters over another: from the host to a device.
 
-use super::{BlockParams, VitParams};
+use super::{BlockParams, PoolParams, VitParams};
 use crate::{
     Result,
     backend::{Linear, Norm},
@@ -50,6 +50,22 @@ impl<T> BlockParams<T> {
     }
 }
 
+impl<T, U> TryMap<T, U> for PoolParams<T> {
+    type Mapped = PoolParams<U>;
+    fn try_map(self, f: &mut dyn FnMut(T) -> Result<U>) -> Result<PoolParams<U>> {
+        Ok(PoolParams {
+            latent: f(self.latent)?,
+            qkv: self.qkv.try_map(f)?,
+            q_norm: self.q_norm.try_map(f)?,
+            k_norm: self.k_norm.try_map(f)?,
+            proj: self.proj.try_map(f)?,
+            norm: self.norm.try_map(f)?,
+            fc1: self.fc1.try_map(f)?,
+            fc2: self.fc2.try_map(f)?,
+        })
+    }
+}
+
 impl<T> VitParams<T> {
     /// The same parameters over the tensors that `f` makes of these.
     ///
@@ -63,6 +79,7 @@ impl<T> VitParams<T> {
             norm_pre: self.norm_pre.try_map(f)?,
             blocks: self.blocks.into_iter().map(|block| block.try_map(f)).collect::<Result<_>>()?,
             norm: self.norm.try_map(f)?,
+            attn_pool: self.attn_pool.try_map(f)?,
             fc_norm: self.fc_norm.try_map(f)?,
             head: self.head.try_map(f)?,
             head_dist: self.head_dist.try_map(f)?,

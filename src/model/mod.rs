@@ -5,5 +5,5 @@ mod config;
 mod map;
 mod vit;
 
-pub use config::{Activation, BlockParams, Readout, VitConfig, VitParams};
+pub use config::{Activation, BlockParams, PoolParams, Readout, VitConfig, VitParams};
 pub use vit::{Observer, Output, Vit};

@@ -114,7 +114,7 @@ impl<B: Backend> Vit<B> {
             token_counts.push(stream.count);
             plans.extend(plan.map(|plan| (layer, plan)));
         }
-        self.read_out(stream, token_counts, plans)
+        self.read_out(stream, method.proportional_attention(), token_counts, plans)
     }
 
     fn embed(&self, images: &Images) -> Result<Stream<B::Tensor>> {
@@ -139,6 +139,7 @@ impl<B: Backend> Vit<B> {
     fn read_out(
         &self,
         stream: Stream<B::Tensor>,
+        proportional: bool,
         token_counts: Vec<usize>,
         plans: Vec<(usize, B::Plan)>,
     ) -> Result<Output<B>> {
@@ -155,6 +156,7 @@ impl<B: Backend> Vit<B> {
         let mut features = match self.config.readout {
             Readout::Class => token(0)?,
             Readout::Mean => mean()?,
+            Readout::Attention => self.attention_pool(&tokens, sizes.as_ref(), proportional)?,
             Readout::ClassAndMean => {
                 let (class, mean) = (backend.download(&token(0)?)?, backend.download(&mean()?)?);
                 let rows = (0..class.dim(0)).flat_map(|image| [class.item(image), mean.item(image)].concat());
@@ -177,6 +179,50 @@ impl<B: Backend> Vit<B> {
             head_logits = Some(both);
         }
         Ok(Output { tokens, sizes, features, logits, head_logits, token_counts, plans })
+    }
+}
+
+impl<B: Backend> Vit<B> {
+    /// One learned query looks at all tokens, (B, M, C) → (B, C). The query is put in front of them as a token of size
+    /// 0, which nobody attends to: so the ordinary attention does it, and the reduced tokens' sizes count.
+    fn attention_pool(
+        &self,
+        tokens: &B::Tensor,
+        sizes: Option<&B::Tensor>,
+        proportional: bool,
+    ) -> Result<B::Tensor> {
+        let (backend, config) = (&self.backend, &self.config);
+        let Some(pool) = &self.params.attn_pool else {
+            return Err(Error::model("the readout is attention, but the model has no parameters for it"));
+        };
+        let (batch, n) = (backend.shape(tokens)[0], backend.shape(tokens)[1]);
+        let known = sizes.filter(|_| proportional).map(|sizes| backend.download(sizes)).transpose()?;
+        let with_query = (0..batch).flat_map(|image| {
+            let sizes = known.as_ref().map_or_else(|| vec![1.0; n], |sizes| sizes.item(image).to_vec());
+            std::iter::once(0.0).chain(sizes)
+        });
+        let sizes = backend.upload(Tensor::new(&[batch, n + 1], with_query.collect())?)?;
+        let tokens = backend.embed(tokens, Some(&pool.latent), None)?;
+        let mut packed = backend.linear(&tokens, pool.qkv.all(), Epilogue::None)?;
+        for (part, norm) in [&pool.q_norm, &pool.k_norm].into_iter().enumerate() {
+            if let Some(norm) = norm {
+                packed = backend.head_norm(packed, part, config.heads, norm)?;
+            }
+        }
+        let view = Heads {
+            packed: &packed,
+            heads: config.heads,
+            head_dim: config.head_dim(),
+            scale: config.attention_scale(),
+            sizes: Some(&sizes),
+        };
+        let (context, _) = backend.attention(&view, ScoreRequest::default())?;
+        let context = backend.mean_tokens(&backend.tokens(&context, 0..1)?, None, 0)?;
+        let pooled = backend.linear(&context, pool.proj.all(), Epilogue::None)?;
+        let normed = pool.norm.as_ref().map(|norm| backend.layer_norm(&pooled, norm)).transpose()?;
+        let activation = Epilogue::Activation(config.activation);
+        let hidden = backend.linear(normed.as_ref().unwrap_or(&pooled), pool.fc1.all(), activation)?;
+        backend.linear(&hidden, pool.fc2.all(), Epilogue::AddTo(pooled))
     }
 }
 
@@ -325,12 +371,11 @@ impl<B: Backend, M: Method> BlockPass<'_, B, M> {
 
     fn view<'t>(&self, packed: &'t B::Tensor, stream: &'t Stream<B::Tensor>) -> Heads<'t, B::Tensor> {
         let config = &self.model.config;
-        let head_dim = config.head_dim();
         Heads {
             packed,
             heads: config.heads,
-            head_dim,
-            scale: (head_dim as f64).powf(-0.5) as f32,
+            head_dim: config.head_dim(),
+            scale: config.attention_scale(),
             sizes: if self.method.proportional_attention() { stream.sizes.as_ref() } else { None },
         }
     }
@@ -416,6 +461,24 @@ fn check_params(config: &VitConfig, params: &VitParams<Tensor>) -> Result<()> {
         linear(&name("fc2"), &block.fc2, c, config.hidden)?;
     }
     norm("norm", params.norm.as_ref(), c)?;
+    match (&params.attn_pool, config.readout) {
+        (Some(pool), _) => {
+            expect("attn_pool.latent", &pool.latent, &[1, c])?;
+            linear("attn_pool.qkv", &pool.qkv, 3 * c, c)?;
+            norm("attn_pool.q_norm", pool.q_norm.as_ref(), config.head_dim())?;
+            norm("attn_pool.k_norm", pool.k_norm.as_ref(), config.head_dim())?;
+            linear("attn_pool.proj", &pool.proj, c, c)?;
+            norm("attn_pool.norm", pool.norm.as_ref(), c)?;
+            linear("attn_pool.fc1", &pool.fc1, config.fc1_rows(), c)?;
+            linear("attn_pool.fc2", &pool.fc2, c, config.hidden)?;
+        }
+        (None, Readout::Attention) => {
+            return Err(Error::model(
+                "the readout is attention, but the model has no parameters for it; set pool to class or mean",
+            ));
+        }
+        (None, _) => {}
+    }
     let features = if config.readout == Readout::ClassAndMean { 2 * c } else { c };
     norm("fc_norm", params.fc_norm.as_ref(), features)?;
     for (name, head) in [("head", &params.head), ("head_dist", &params.head_dist)] {

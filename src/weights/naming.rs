@@ -123,6 +123,15 @@ const FAMILIES: [Naming; 5] = [
             layer("patch_embed.proj", "patch_embed.proj"),
             layer("norm_pre", "norm_pre"),
             layer("norm", "norm"),
+            tensor("attn_pool.latent", "attn_pool.latent"),
+            layer("attn_pool.q", "attn_pool.q"),
+            layer("attn_pool.kv", "attn_pool.kv"),
+            layer("attn_pool.q_norm", "attn_pool.q_norm"),
+            layer("attn_pool.k_norm", "attn_pool.k_norm"),
+            layer("attn_pool.proj", "attn_pool.proj"),
+            layer("attn_pool.norm", "attn_pool.norm"),
+            layer("attn_pool.mlp.fc1", "attn_pool.mlp.fc1"),
+            layer("attn_pool.mlp.fc2", "attn_pool.mlp.fc2"),
             layer("fc_norm", "fc_norm"),
             layer("head", "head"),
             layer("head_dist", "head_dist"),
@@ -273,8 +282,7 @@ const FAMILIES: [Naming; 5] = [
 ];
 
 /// Components of names that tell of an architecture this crate does not compute.
-const UNSUPPORTED: [(&str, &str); 22] = [
-    ("attn_pool", "attention pooling"),
+const UNSUPPORTED: [(&str, &str); 21] = [
     ("probe", "attention pooling"),
     ("rel_pos", "relative position biases"),
     ("relative_position", "relative position biases"),

@@ -96,12 +96,8 @@ impl Overrides {
                     Some(known.map_err(|_| wrong("gelu, gelu_tanh, quick_gelu, silu, relu or swiglu"))?);
             }
             "readout" | "pool" => {
-                self.readout = Some(match value {
-                    "class" => Readout::Class,
-                    "mean" => Readout::Mean,
-                    "class_and_mean" => Readout::ClassAndMean,
-                    _ => return Err(wrong("class, mean or class_and_mean")),
-                });
+                let known = Readout::parse(value);
+                self.readout = Some(known.ok_or_else(|| wrong("class, mean, class_and_mean or attention"))?);
             }
             "mean" => {
                 self.mean = Some(channels().ok_or_else(|| wrong("1 to 4 numbers separated by commas"))?);

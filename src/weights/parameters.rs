@@ -10,7 +10,7 @@ use super::{
 use crate::{
     Error, Result, Tensor,
     backend::{Linear, Norm},
-    model::{BlockParams, VitParams},
+    model::{BlockParams, PoolParams, VitParams},
 };
 
 /// What the shapes alone tell about a model.
@@ -38,6 +38,7 @@ pub(super) struct Skeleton {
     pub(super) head: Option<[usize; 2]>,
     pub(super) norm_pre: bool,
     pub(super) fc_norm: bool,
+    pub(super) attn_pool: bool,
 }
 
 /// Hands out the tensors of a checkpoint by slot, and knows which ones nobody asked for.
@@ -113,6 +114,7 @@ impl<'a> Reader<'a> {
             head,
             norm_pre: self.has(root("norm_pre")),
             fc_norm: self.has(root("fc_norm")),
+            attn_pool: self.has(root("attn_pool.latent")),
         })
     }
 
@@ -198,19 +200,7 @@ impl<'a> Reader<'a> {
     fn stacked(&mut self, slots: &[Slot], rows: usize, columns: usize) -> Result<Linear<Tensor>> {
         let parts: Vec<_> =
             slots.iter().map(|&slot| self.linear(slot, rows, columns)).collect::<Result<_>>()?;
-        let rows_in_all = rows * slots.len();
-        let weight = parts.iter().flat_map(|part| part.weight.data()).copied().collect();
-        let bias = parts.iter().any(|part| part.bias.is_some()).then(|| {
-            // A layer without bias beside one with bias adds nothing.
-            let bias = |part: &Linear<Tensor>| {
-                part.bias.as_ref().map_or_else(|| vec![0.0; rows], |bias| bias.data().to_vec())
-            };
-            parts.iter().flat_map(bias).collect()
-        });
-        Ok(Linear {
-            weight: Tensor::new(&[rows_in_all, columns], weight)?,
-            bias: bias.map(|bias| Tensor::new(&[rows_in_all], bias)).transpose()?,
-        })
+        stack(&parts)
     }
 
     /// Multiplies a layer's outputs by the block's LayerScale, if it has one.
@@ -256,6 +246,27 @@ impl<'a> Reader<'a> {
         Ok(BlockParams { norm1, qkv, q_norm, k_norm, attn_norm, proj, norm2, fc1, mlp_norm, fc2 })
     }
 
+    /// timm's attention pooling: the query's layer and the keys' and values' are stacked.
+    fn attn_pool(&mut self, s: &Skeleton, heads: usize, eps: f32) -> Result<Option<PoolParams<Tensor>>> {
+        let (c, head_dim) = (s.width, s.width / heads);
+        if !s.attn_pool {
+            return Ok(None);
+        }
+        let latent = self.take(root("attn_pool.latent"), &[1, c])?;
+        let query = self.linear(root("attn_pool.q"), c, c)?;
+        let rest = self.linear(root("attn_pool.kv"), 2 * c, c)?;
+        Ok(Some(PoolParams {
+            latent,
+            qkv: stack(&[query, rest])?,
+            q_norm: self.optional_norm(root("attn_pool.q_norm"), head_dim, eps)?,
+            k_norm: self.optional_norm(root("attn_pool.k_norm"), head_dim, eps)?,
+            proj: self.linear(root("attn_pool.proj"), c, c)?,
+            norm: self.optional_norm(root("attn_pool.norm"), c, eps)?,
+            fc1: self.linear(root("attn_pool.mlp.fc1"), if s.gated { 2 * s.hidden } else { s.hidden }, c)?,
+            fc2: self.linear(root("attn_pool.mlp.fc2"), c, s.hidden)?,
+        }))
+    }
+
     /// Reads all parameters. `prefix` holds the special tokens and `position` the whole table as stored: (special, C)
     /// and (rows, C).
     ///
@@ -296,6 +307,7 @@ impl<'a> Reader<'a> {
         } else {
             Some(self.norm(root("norm"), c, eps)?)
         };
+        let attn_pool = self.attn_pool(s, heads, eps)?;
         let head = match s.head {
             None => None,
             Some([outputs, inputs]) if self.has(root("proj_transposed")) => {
@@ -315,8 +327,27 @@ impl<'a> Reader<'a> {
         if let Some((_, name)) = self.names.slots().find(|(slot, _)| !self.taken.contains(slot)) {
             return Err(self.checkpoint.error(name, self.names.extra()));
         }
-        Ok(VitParams { patch, prefix, position, norm_pre, blocks, norm, fc_norm, head, head_dist })
+        Ok(VitParams { patch, prefix, position, norm_pre, blocks, norm, attn_pool, fc_norm, head, head_dist })
     }
+}
+
+/// Layers of the same inputs as one: their outputs one after the other. A layer without bias beside one with bias adds
+/// nothing.
+fn stack(layers: &[Linear<Tensor>]) -> Result<Linear<Tensor>> {
+    let rows: usize = layers.iter().map(|layer| layer.weight.dim(0)).sum();
+    let columns = layers.first().map_or(0, |layer| layer.weight.width());
+    let weight = layers.iter().flat_map(|layer| layer.weight.data()).copied().collect();
+    let bias = layers.iter().any(|layer| layer.bias.is_some()).then(|| {
+        let bias = |layer: &Linear<Tensor>| match &layer.bias {
+            Some(bias) => bias.data().to_vec(),
+            None => vec![0.0; layer.weight.dim(0)],
+        };
+        layers.iter().flat_map(bias).collect()
+    });
+    Ok(Linear {
+        weight: Tensor::new(&[rows, columns], weight)?,
+        bias: bias.map(|bias| Tensor::new(&[rows], bias)).transpose()?,
+    })
 }
 
 fn bias_of(slot: Slot) -> Slot {

@@ -302,6 +302,7 @@ impl Resolver<'_> {
             (None, Some(pool)) => match &pool.value[..] {
                 "token" => (Readout::Class, pool.source),
                 "avg" => (Readout::Mean, pool.source),
+                "map" if s.attn_pool => (Readout::Attention, pool.source),
                 other => {
                     return Err(self.fail(format!(
                         "`{}` is `{}`; supported are token and avg (set readout=class or readout=mean to use \
@@ -312,16 +313,13 @@ impl Resolver<'_> {
                 }
             },
             (None, None) if both => (Readout::ClassAndMean, "shape of the head".into()),
+            (None, None) if s.attn_pool => (Readout::Attention, "tensor names (attention pooling)".into()),
             (None, None) if s.fc_norm => (Readout::Mean, "tensor names (norm of the mean)".into()),
             (None, None) if !s.class_token => (Readout::Mean, "tensor names (no class token)".into()),
             (None, None) => (Readout::Class, self.family_default()),
         };
         let inputs = if readout == Readout::ClassAndMean { 2 * s.width } else { s.width };
-        let name = match readout {
-            Readout::Class => "class",
-            Readout::Mean => "mean",
-            Readout::ClassAndMean => "class_and_mean",
-        };
+        let name = readout.name();
         if let Some([_, found]) = s.head.filter(|[_, found]| *found != inputs) {
             return Err(self
                 .fail(format!("readout {name} ({source}) gives {inputs} features, the head reads {found}")));

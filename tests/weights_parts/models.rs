@@ -345,10 +345,7 @@ fn damaged_models_are_named_by_tensor() {
         &["`blocks.0.norm3.weight`: extra tensor", "timm"],
     );
     fails(change(&|t| put(t, "head_dist.weight", &[4])), &["`head_dist.weight`: extra tensor"]);
-    fails(
-        change(&|t| put(t, "attn_pool.latent", &[4])),
-        &["`attn_pool.latent`", "attention pooling", "not supported"],
-    );
+    fails(change(&|t| put(t, "probe", &[4])), &["`probe`", "attention pooling", "not supported"]);
     fails(change(&|t| put(t, "blocks.0.attn.rel_pos_h", &[4])), &["relative position", "not supported"]);
     fails(change(&|t| put(t, "module.cls_token", &[1, 1, WIDTH])), &["same parameter as", "cls_token"]);
     // Nothing may be multiplied before it is known to be small.
