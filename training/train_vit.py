@@ -33,7 +33,7 @@ P.add_argument('--f32', action='store_true', help='plain float32 throughout: fas
 P.add_argument('--patch-drop', type=float, default=0.0, help='share of patch tokens left out at random in training (halving them doubles the images per second)')
 P.add_argument('--geo', type=float, default=1.0, help='strength of the shift, scale and turn; 1 is strong for 28x28 images')
 P.add_argument('--compile', action='store_true'); P.add_argument('--bench', type=int, default=0)
-P.add_argument('--seed', type=int, default=0); P.add_argument('--eval-n', type=int, default=2000, help='test images at the periodic checks; the last one uses all')
+P.add_argument('--seed', type=int, default=0); P.add_argument('--eval-n', type=int, default=2000, help='test images at the periodic checks'); P.add_argument('--final-n', type=int, default=10**9, help='test images at the end: all, unless another run follows')
 a = P.parse_args()
 if a.f32: a.pure = False
 torch.set_num_threads(a.threads); torch.manual_seed(a.seed)
@@ -164,5 +164,5 @@ while True:
         acc = evaluate(ema, min(a.eval_n, len(Xte))); save(); export('ckpt', acc); last = time.time()
         r = dict(step=step, epoch=round(seen / N, 3), test_top1_first_n=acc, n=min(a.eval_n, len(Xte))); print(json.dumps(r), flush=True); log.write(json.dumps(r) + '\n'); log.flush()
 if not a.bench:
-    acc = evaluate(ema, len(Xte)); save(); export('final', acc)
-    r = dict(final=True, step=step, epoch=round(seen / N, 3), test_top1=acc, test_top1_raw=evaluate(model, len(Xte)), minutes=round((spent + time.time() - t0) / 60, 1)); print(json.dumps(r), flush=True); log.write(json.dumps(r) + '\n')
+    n = min(a.final_n, len(Xte)); acc = evaluate(ema, n); save(); export('final', acc)
+    r = dict(final=True, step=step, epoch=round(seen / N, 3), test_top1=acc, n=n, minutes=round((spent + time.time() - t0) / 60, 1)); print(json.dumps(r), flush=True); log.write(json.dumps(r) + '\n')

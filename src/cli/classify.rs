@@ -14,7 +14,7 @@ use super::{
     failure::Failure,
     inputs::{Batch, Rejected, expand, for_each_batch, verdict},
     labels,
-    options::{BatchSize, Model, ModelSettings, Threads},
+    options::{BatchSize, Model, ModelSettings, Sources, Threads},
     predict::{Guess, guesses, logits, require_classifier},
     report::{JsonStream, errors_json, percent, three_digits},
 };
@@ -33,12 +33,8 @@ decoding).";
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
-    /// Image files, folders (all image files in them) or patterns such as 'val/*/*.JPEG'
-    #[arg(required = true, value_name = "IMAGE")]
-    images: Vec<PathBuf>,
-    /// Checkpoint in safetensors form; a config.json beside it is read too
-    #[arg(short, long, value_name = "FILE")]
-    weights: PathBuf,
+    #[command(flatten)]
+    sources: Sources,
     /// Class names: a text file with one a line, or a JSON list or object
     #[arg(long, value_name = "FILE")]
     labels: Option<PathBuf>,
@@ -68,8 +64,8 @@ enum Sink {
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let reduction: Reduction = arguments.reduce.parse()?;
     let overrides = arguments.settings.overrides()?;
-    let paths = expand(&arguments.images)?;
-    let model = Model::open(&arguments.weights, &overrides, arguments.threads.start()?)?;
+    let paths = expand(&arguments.sources.images)?;
+    let model = Model::open(&arguments.sources.weights, &overrides, arguments.threads.start()?)?;
     require_classifier(&model)?;
     model.check(&reduction)?;
     let config = model.config();
@@ -149,7 +145,7 @@ fn head(arguments: &Arguments, model: &Model, reduction: &Reduction) -> Value {
     json!({
         "command": "classify",
         "version": env!("CARGO_PKG_VERSION"),
-        "weights": arguments.weights.display().to_string(),
+        "weights": arguments.sources.weights.display().to_string(),
         "reduction": reduction.to_string(),
         "tokens": token_counts(reduction, model.config().tokens(), &model.vit.host()),
     })

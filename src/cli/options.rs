@@ -13,6 +13,17 @@ use foveate::{
 
 use super::{failure::Failure, progress::Progress};
 
+/// What is looked at, and with what.
+#[derive(Debug, Args)]
+pub(crate) struct Sources {
+    /// Image files, folders (all image files in them) or patterns such as 'val/*/*.JPEG'
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(crate) images: Vec<PathBuf>,
+    /// Checkpoint in safetensors form; a config.json beside it is read too
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) weights: PathBuf,
+}
+
 /// How a checkpoint is read.
 #[derive(Debug, Args)]
 pub(crate) struct ModelSettings {

@@ -15,7 +15,7 @@ use foveate::{
 use super::{
     failure::Failure,
     inputs::{Batch, expand, for_each_batch, verdict},
-    options::{BatchSize, Model, ModelSettings, Threads, reductions, refuse_overwriting},
+    options::{BatchSize, Model, ModelSettings, Sources, Threads, reductions, refuse_overwriting},
     predict::{guesses, is_classifier},
     report::percent,
 };
@@ -42,12 +42,8 @@ const MOST_PIXELS: usize = 1 << 27;
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
-    /// Image files, folders (all image files in them) or patterns such as 'val/*/*.JPEG'
-    #[arg(required = true, value_name = "IMAGE")]
-    images: Vec<PathBuf>,
-    /// Checkpoint in safetensors form; a config.json beside it is read too
-    #[arg(short, long, value_name = "FILE")]
-    weights: PathBuf,
+    #[command(flatten)]
+    sources: Sources,
     /// How tokens are reduced, such as tome:r=13 (repeatable: one column each; see 'foveate --help')
     #[arg(short, long, value_name = "SPEC", required = true)]
     reduce: Vec<String>,
@@ -65,10 +61,10 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let methods = reductions(&arguments.reduce)?;
     let overrides = arguments.settings.overrides()?;
-    let paths = expand(&arguments.images)?;
+    let paths = expand(&arguments.sources.images)?;
     let target = Target::new(&arguments.output)?;
-    refuse_overwriting(&arguments.output, paths.iter().chain([&arguments.weights]))?;
-    let model = Model::open(&arguments.weights, &overrides, arguments.threads.start()?)?;
+    refuse_overwriting(&arguments.output, paths.iter().chain([&arguments.sources.weights]))?;
+    let model = Model::open(&arguments.sources.weights, &overrides, arguments.threads.start()?)?;
     for method in &methods {
         model.check(method)?;
     }

@@ -14,7 +14,7 @@ use serde_json::json;
 use super::{
     failure::Failure,
     inputs::{expand, for_each_batch, verdict},
-    options::{BatchSize, Model, ModelSettings, Threads, refuse_overwriting},
+    options::{BatchSize, Model, ModelSettings, Sources, Threads, refuse_overwriting},
     report::{counted, errors_json, write_json},
 };
 use file::{EmbeddingFile, Part, Values};
@@ -38,12 +38,8 @@ Its __metadata__ has images (a JSON list of the files, in order), weights, reduc
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
-    /// Image files, folders (all image files in them) or patterns such as 'val/*/*.JPEG'
-    #[arg(required = true, value_name = "IMAGE")]
-    images: Vec<PathBuf>,
-    /// Checkpoint in safetensors form; a config.json beside it is read too
-    #[arg(short, long, value_name = "FILE")]
-    weights: PathBuf,
+    #[command(flatten)]
+    sources: Sources,
     /// The file to write
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
@@ -67,9 +63,9 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let reduction: Reduction = arguments.reduce.parse()?;
     let overrides = arguments.settings.overrides()?;
-    let paths = expand(&arguments.images)?;
-    refuse_overwriting(&arguments.output, paths.iter().chain([&arguments.weights]))?;
-    let model = Model::open(&arguments.weights, &overrides, arguments.threads.start()?)?;
+    let paths = expand(&arguments.sources.images)?;
+    refuse_overwriting(&arguments.output, paths.iter().chain([&arguments.sources.weights]))?;
+    let model = Model::open(&arguments.sources.weights, &overrides, arguments.threads.start()?)?;
     model.check(&reduction)?;
     let all_names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
     let parts = parts(&model, &reduction, arguments.unmerge);
@@ -98,7 +94,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         write_json(&json!({
             "command": "embed",
             "version": env!("CARGO_PKG_VERSION"),
-            "weights": arguments.weights.display().to_string(),
+            "weights": arguments.sources.weights.display().to_string(),
             "reduction": reduction.to_string(),
             "tokens": token_counts(&reduction, model.config().tokens(), &model.vit.host()),
             "output": arguments.output.display().to_string(),
@@ -149,7 +145,7 @@ fn notes(
 ) -> serde_json::Value {
     let [rows, columns] = model.config().grid();
     json!({
-        "weights": arguments.weights.display().to_string(),
+        "weights": arguments.sources.weights.display().to_string(),
         "reduction": reduction.to_string(),
         "grid": format!("{rows}x{columns}"),
         "version": env!("CARGO_PKG_VERSION"),
