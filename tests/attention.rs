@@ -178,6 +178,17 @@ fn extreme_scores_stay_finite() {
 }
 
 #[test]
+fn a_plan_that_leaves_nothing_is_refused() {
+    let plan = TokenPlan::from_groups(2, &[vec![]]).unwrap();
+    assert!(fold_map(&[0.5; 4], &plan, 0, Pooling::Weighted).is_err());
+    let qk = random(&[1, 2, 16], 1);
+    let heads = Heads { packed: &qk, heads: 1, head_dim: 8, scale: 1.0, sizes: None };
+    let values = Tensor::zeros(&[1, 0, 8]);
+    let error = Cpu::new().attention_reduced(&heads, &values, &plan, Pooling::Weighted).unwrap_err();
+    assert!(error.to_string().contains("leaves no token"));
+}
+
+#[test]
 fn wrong_shapes_are_named() {
     let cpu = Cpu::new();
     let packed = random(&[1, 4, 24], 1);

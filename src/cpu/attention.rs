@@ -227,10 +227,10 @@ pub(super) fn pool_group(
 /// [`crate::backend::Backend::attention_reduced`] is equivalent to.
 ///
 /// # Errors
-/// When `map` is not a whole number of N×N maps.
+/// When `map` is not a whole number of N×N maps, or the plan leaves no token.
 pub fn fold_map(map: &[f32], plan: &TokenPlan, image: usize, pooling: Pooling) -> Result<Vec<f32>> {
     let (n, m) = (plan.tokens_in(), plan.tokens_out());
-    if map.is_empty() || !map.len().is_multiple_of(n * n) || image >= plan.batch() {
+    if map.is_empty() || m == 0 || !map.len().is_multiple_of(n * n) || image >= plan.batch() {
         return Err(Error::argument("fold_map", format!("{} values are not maps of {n} x {n}", map.len())));
     }
     let group = plan.group_of(image);
@@ -246,6 +246,9 @@ pub(super) fn attention_reduced(
 ) -> Result<Tensor> {
     let e = extents("attention_reduced", qk, 2)?;
     let (n, m, d) = (e.tokens, plan.tokens_out(), qk.head_dim);
+    if m == 0 {
+        return Err(Error::argument("attention_reduced", "the plan leaves no token to attend to"));
+    }
     expect_shape("attention_reduced", "values", values, &[e.batch, m, e.width])?;
     if (plan.batch(), plan.tokens_in()) != (e.batch, n) {
         return Err(Error::argument(

@@ -158,7 +158,7 @@ impl Matches {
 /// # Errors
 /// When `every` is 0 or the rows are not `tokens` rows of one width.
 pub fn match_every_kth(metric: &[f32], tokens: usize, every: usize) -> Result<Vec<Vec<usize>>> {
-    if every == 0 || tokens == 0 || !metric.len().is_multiple_of(tokens) {
+    if every == 0 || tokens == 0 || metric.is_empty() || !metric.len().is_multiple_of(tokens) {
         return Err(Error::argument(
             "matching",
             format!("{} values are not {tokens} tokens to be merged by runs of {every}", metric.len()),
