@@ -1,0 +1,3 @@
+//! Runs one case folder: a kernel with its inputs and expected outputs.
+
+fn main() {}
