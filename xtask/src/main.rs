@@ -1,16 +1,24 @@
 //! Chores of the workspace: `cargo xtask <task>`.
 
+mod toolchain;
+
 use std::{
     env,
+    ffi::OsString,
     process::{Command, ExitCode},
 };
+
+use toolchain::Missing;
 
 const HELP: &str = "\
 cargo xtask <task>
 
-  test    all tests: unit, documentation, golden files, command line, and the library without its default features
-  lint    rustfmt, clippy and rustdoc, warnings as errors
-  ci      lint, then test
+  test       all tests: unit, documentation, golden files, command line, the emulated CUDA driver, and the library
+             without its default features; fetches an nvcc when there is none
+  lint       rustfmt, clippy and rustdoc, warnings as errors
+  ci         lint, then test
+  toolchain  an nvcc: NVCC, CUDA_HOME or CUDA_PATH, PATH, else fetched into the target folder; prints NVCC=... and
+             CUDA_HOME=... for scripts: export $(cargo xtask toolchain)
 ";
 
 /// One command line and what it is for.
@@ -49,11 +57,16 @@ const TEST: &[Step] = &[
     },
 ];
 
-fn run(steps: &[Step]) -> bool {
+fn run(steps: &[Step], variables: &[(&str, OsString)]) -> bool {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     steps.iter().all(|step| {
         println!("== {}: cargo {}", step.what, step.args.join(" "));
-        match Command::new(&cargo).args(step.args).envs(step.env.iter().copied()).status() {
+        match Command::new(&cargo)
+            .args(step.args)
+            .envs(step.env.iter().copied())
+            .envs(variables.iter().cloned())
+            .status()
+        {
             Ok(status) if status.success() => true,
             Ok(status) => {
                 eprintln!("xtask: {} failed ({status})", step.what);
@@ -67,12 +80,42 @@ fn run(steps: &[Step]) -> bool {
     })
 }
 
+fn test() -> bool {
+    // Without nvcc the tests use the PTX that is stored beside its sources, and say so.
+    let variable = match toolchain::nvcc() {
+        Ok(nvcc) => ("NVCC", nvcc.path.into_os_string()),
+        Err(Missing::NotFetched(reason)) => {
+            eprintln!("xtask: {reason}\nxtask: tests that compile CUDA are skipped");
+            ("EMU_NO_NVCC", reason.lines().next().unwrap_or_default().into())
+        }
+        Err(Missing::Unusable(reason)) => {
+            eprintln!("xtask: {reason}");
+            return false;
+        }
+    };
+    run(TEST, &[variable])
+}
+
+fn print_toolchain() -> bool {
+    match toolchain::nvcc() {
+        Ok(nvcc) => {
+            print!("{}", toolchain::variables(&nvcc));
+            true
+        }
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            false
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let task = env::args().nth(1).unwrap_or_default();
     let ok = match task.as_str() {
-        "test" => run(TEST),
-        "lint" => run(LINT),
-        "ci" => run(LINT) && run(TEST),
+        "test" => test(),
+        "lint" => run(LINT, &[]),
+        "ci" => run(LINT, &[]) && test(),
+        "toolchain" => print_toolchain(),
         "" | "help" | "--help" | "-h" => {
             print!("{HELP}");
             return ExitCode::SUCCESS;
