@@ -13,6 +13,18 @@ pub struct Module {
     pub variables: Vec<Variable>,
     /// Kernels and device functions in file order; a declaration without a body has `body: None`.
     pub functions: Vec<Function>,
+    /// `.alias name, function;` pairs.
+    pub aliases: Vec<(String, String)>,
+}
+
+impl Module {
+    /// The function that `name` stands for: its definition where there is one, else its declaration.
+    pub fn function(&self, name: &str) -> Option<&Function> {
+        let name = self.aliases.iter().find(|(alias, _)| alias == name).map_or(name, |(_, target)| target);
+        let mut named = self.functions.iter().filter(|function| function.name == name);
+        let first = named.clone().next();
+        named.find(|function| function.body.is_some()).or(first)
+    }
 }
 
 /// State spaces of variables and of memory instructions.
@@ -87,7 +99,14 @@ pub enum Init {
     /// The bits of a number, in the element's width.
     Bits(u64),
     /// The address of a symbol plus an offset; `generic(name)` when `generic` is set.
-    Symbol { name: String, offset: i64, generic: bool },
+    Symbol {
+        /// The symbol.
+        name: String,
+        /// Bytes added to its address.
+        offset: i64,
+        /// Whether the address is a generic one.
+        generic: bool,
+    },
 }
 
 /// A kernel (`.entry`) or device function (`.func`).
@@ -119,19 +138,45 @@ pub struct Function {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Statement {
     /// `name:`.
-    Label { name: String, line: u32 },
+    Label {
+        /// The label.
+        name: String,
+        /// Its line.
+        line: u32,
+    },
     /// An instruction.
     Instruction(Box<Instruction>),
     /// `.reg .b32 %r<10>;` declares `%r0` to `%r9` (`count: Some(10)`); `.reg .b32 a, b;` gives one each with `None`.
-    Register { ty: Ty, name: String, count: Option<u32>, line: u32 },
+    Register {
+        /// Its type.
+        ty: Ty,
+        /// The name, or what numbers are appended to.
+        name: String,
+        /// How many registers, when they are numbered.
+        count: Option<u32>,
+        /// Line of the name.
+        line: u32,
+    },
     /// A `.shared`, `.local`, `.param`, `.const` or `.global` variable inside the body.
     Variable(Variable),
     /// `{ ... }`: names declared inside shadow outer ones.
     Block(Vec<Statement>),
     /// `name: .branchtargets a, b;`.
-    BranchTargets { name: String, labels: Vec<String>, line: u32 },
-    /// `name: .callprototype ...;` (kept only so that its name resolves).
-    CallPrototype { name: String, line: u32 },
+    BranchTargets {
+        /// The label of the list.
+        name: String,
+        /// The targets, by index.
+        labels: Vec<String>,
+        /// Line of the label.
+        line: u32,
+    },
+    /// `name: .callprototype ...;` or `name: .calltargets ...;` (kept only so that its name resolves).
+    CallPrototype {
+        /// The label of the prototype.
+        name: String,
+        /// Its line.
+        line: u32,
+    },
 }
 
 /// Where an instruction came from in the CUDA source.
@@ -169,16 +214,31 @@ pub enum Operand {
     Name(String),
     /// `!%p`.
     Not(String),
-    /// An integer literal (two's complement bits; `negative` when written with a minus sign).
-    Int { bits: u64, negative: bool },
+    /// An integer literal or constant expression.
+    Int {
+        /// Two's complement.
+        bits: u64,
+        /// Written with a minus sign, or an expression with a negative value.
+        negative: bool,
+    },
     /// `0fXXXXXXXX`.
     F32(u32),
     /// `0dXXXXXXXXXXXXXXXX`, and decimal literals with a point or exponent.
     F64(u64),
     /// `[base+offset]`, `[base]`, `[16]` (no base).
-    Address { base: Option<String>, offset: i64 },
+    Address {
+        /// A register or variable.
+        base: Option<String>,
+        /// Bytes added to it.
+        offset: i64,
+    },
     /// `name+8` without brackets (an address constant).
-    Sum { name: String, offset: i64 },
+    Sum {
+        /// The variable.
+        name: String,
+        /// Bytes added to its address.
+        offset: i64,
+    },
     /// `{a, b, c, d}`.
     Vector(Vec<Operand>),
     /// `%p1|%p2`, also `%r1|%p1`.
