@@ -78,14 +78,14 @@ fn follows(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$')
 }
 
+fn fail<T>(line: u32, message: impl Into<String>) -> Result<T, ParseError> {
+    Err(ParseError { line, message: message.into() })
+}
+
 impl Lexer<'_> {
     /// The byte `ahead` of the current one, 0 past the end.
     fn peek(&self, ahead: usize) -> u8 {
         self.bytes.get(self.at + ahead).copied().unwrap_or(0)
-    }
-
-    fn fail<T>(&self, line: u32, message: impl Into<String>) -> Result<T, ParseError> {
-        Err(ParseError { line, message: message.into() })
     }
 
     /// Reads one token; false once the end is reached.
@@ -125,7 +125,7 @@ impl Lexer<'_> {
                 self.at += 1;
                 Kind::Punct(first)
             }
-            _ => return self.fail(line, format!("byte 0x{first:02x} outside a comment or string")),
+            _ => return fail(line, format!("byte 0x{first:02x} outside a comment or string")),
         };
         self.tokens.push(Token { kind, start: start as u32, end: self.at as u32, line });
         Ok(kind != Kind::End)
@@ -151,7 +151,7 @@ impl Lexer<'_> {
                     loop {
                         match (self.peek(0), self.peek(1)) {
                             (b'*', b'/') => break,
-                            (0, _) => return self.fail(line, "this comment does not end"),
+                            (0, _) => return fail(line, "this comment does not end"),
                             (b'\n', _) => self.line += 1,
                             _ => {}
                         }
@@ -170,7 +170,7 @@ impl Lexer<'_> {
         loop {
             match self.peek(0) {
                 b'"' => break,
-                0 | b'\n' => return self.fail(line, "this string does not end"),
+                0 | b'\n' => return fail(line, "this string does not end"),
                 b'\\' if !matches!(self.peek(1), 0 | b'\n') => self.at += 1,
                 _ => {}
             }

@@ -235,11 +235,10 @@ impl Parser<'_> {
                 return self.fail("a float variable is initialised by an integer; write 0f... or 0d...");
             }
             (Value::Int { bits, .. }, _) if ty.size() < 8 => bits & ((1 << (8 * ty.size())) - 1),
-            (Value::Int { bits, .. }, _) => bits,
+            (Value::Int { bits, .. }, _) | (Value::F64(bits), Ty::F64 | Ty::B64) => bits,
             (Value::F32(bits), Ty::F32 | Ty::B32) => u64::from(bits),
             (Value::F32(bits), Ty::F64) => f64::from(f32::from_bits(bits)).to_bits(),
             (Value::F64(bits), Ty::F32) => u64::from((f64::from_bits(bits) as f32).to_bits()),
-            (Value::F64(bits), Ty::F64 | Ty::B64) => bits,
             _ => return self.fail("a float does not fit an element of this type"),
         };
         Ok(Init::Bits(bits))
