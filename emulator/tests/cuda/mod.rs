@@ -5,6 +5,7 @@ use std::{
     env, fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
 /// The folder of the sources and their stored PTX.
@@ -41,7 +42,11 @@ pub(crate) fn compile(name: &str) -> Result<String, String> {
         Err(_) => "no nvcc (NVCC is not set; `cargo xtask toolchain` finds or fetches one)".to_owned(),
     })?;
     let source = folder().join(name).with_extension("cu");
-    let product = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.{}.ptx", std::process::id()));
+    // Tests of one process, and processes, compile the same source at the same time.
+    static PRODUCTS: AtomicUsize = AtomicUsize::new(0);
+    let number = PRODUCTS.fetch_add(1, Ordering::Relaxed);
+    let product =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.{}.{number}.ptx", std::process::id()));
     let output = Command::new(&nvcc)
         .args(["-std=c++17", "-O3", "-lineinfo", "-arch=compute_80", "-ptx", "-Werror", "all-warnings"])
         .arg(&source)
