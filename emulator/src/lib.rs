@@ -1,4 +1,13 @@
 //! A CUDA driver without a GPU: loads PTX, runs it on the processor, and checks every access it makes.
 
+pub mod check;
+pub mod config;
+pub mod count;
+pub mod device;
 pub mod fatbin;
+pub mod lower;
+pub mod machine;
+pub mod mem;
+pub mod ops;
 pub mod ptx;
+pub mod report;

@@ -1,0 +1,36 @@
+//! An estimate of the registers a thread needs, where ptxas has not said.
+
+use crate::machine::inst::Kernel;
+use crate::ops::control;
+
+/// The most 32-bit values alive at once, by first and last mention in program order (`ranges`: first, last, words), where a value that
+/// is alive at the head of a loop is alive to its end; 8 more for what ptxas needs itself, at least 16, at most 255.
+pub(super) fn estimate(kernel: &Kernel, mut ranges: Vec<(u32, u32, u32)>) -> u32 {
+    let mut loops: Vec<(u32, u32)> = kernel
+        .insts
+        .iter()
+        .filter(|inst| inst.exec as usize == control::bra as usize && inst.imm < i64::from(inst.pc))
+        .map(|inst| (inst.imm as u32, inst.pc))
+        .collect();
+    // Inner loops first, so that an extended range is seen by the loops around.
+    loops.sort_by_key(|&(from, to)| to - from);
+    for &(from, to) in &loops {
+        for (first, last, _) in &mut ranges {
+            if *first < from && *last >= from && *last < to {
+                *last = to;
+            }
+        }
+    }
+    let mut change = vec![0i64; kernel.insts.len() + 2];
+    for (first, last, words) in ranges {
+        change[first as usize] += i64::from(words);
+        change[last as usize + 1] -= i64::from(words);
+    }
+    let mut alive = 0;
+    let mut most = 0;
+    for step in change {
+        alive += step;
+        most = most.max(alive);
+    }
+    (most + 8).clamp(16, 255) as u32
+}
