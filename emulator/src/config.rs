@@ -68,7 +68,7 @@ pub enum Order {
 }
 
 /// The modelled device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Model {
     /// `80` or `90`.
     pub sm: u32,
@@ -85,11 +85,23 @@ pub struct Model {
 }
 
 /// sm_80.
-pub const SM_80: Model =
-    Model { sm: 80, sms: 108, shared_per_sm: 167_936, shared_opt_in: 166_912, clock: 1.41e9, bandwidth: 1555e9 };
+pub const SM_80: Model = Model {
+    sm: 80,
+    sms: 108,
+    shared_per_sm: 167_936,
+    shared_opt_in: 166_912,
+    clock: 1.41e9,
+    bandwidth: 1555e9,
+};
 /// sm_90.
-pub const SM_90: Model =
-    Model { sm: 90, sms: 132, shared_per_sm: 233_472, shared_opt_in: 232_448, clock: 1.70e9, bandwidth: 3350e9 };
+pub const SM_90: Model = Model {
+    sm: 90,
+    sms: 132,
+    shared_per_sm: 233_472,
+    shared_opt_in: 232_448,
+    clock: 1.70e9,
+    bandwidth: 3350e9,
+};
 
 /// All settings.
 #[derive(Clone, Debug, PartialEq)]
@@ -153,8 +165,18 @@ impl std::error::Error for ConfigError {}
 
 /// All keys that [`Config::set`] knows.
 pub const KEYS: [&str; 12] = [
-    "EMU_DEVICE", "EMU_CHECKS", "EMU_ON_FAULT", "EMU_SEED", "EMU_ORDER", "EMU_APPROX", "EMU_MMA", "EMU_POOLS", "EMU_REPORT",
-    "EMU_MEM_LIMIT", "EMU_BUDGET", "EMU_COUNT",
+    "EMU_DEVICE",
+    "EMU_CHECKS",
+    "EMU_ON_FAULT",
+    "EMU_SEED",
+    "EMU_ORDER",
+    "EMU_APPROX",
+    "EMU_MMA",
+    "EMU_POOLS",
+    "EMU_REPORT",
+    "EMU_MEM_LIMIT",
+    "EMU_BUDGET",
+    "EMU_COUNT",
 ];
 
 impl Config {
@@ -233,8 +255,14 @@ impl Config {
             "POOLS" => self.pools = switch(value, true).ok_or_else(|| bad("0 or 1"))?,
             "COUNT" => self.count = switch(value, true).ok_or_else(|| bad("0 or 1"))?,
             "REPORT" => self.report = (!value.is_empty()).then(|| value.to_owned()),
-            "MEM_LIMIT" => self.memory_limit = bytes(value, default.memory_limit).ok_or_else(|| bad("bytes, or 512M, 8G"))?,
-            "BUDGET" => self.budget = bytes(value, default.budget).ok_or_else(|| bad("a number of warp instructions"))?,
+            "MEM_LIMIT" => {
+                self.memory_limit =
+                    bytes(value, default.memory_limit).ok_or_else(|| bad("bytes, or 512M, 8G"))?
+            }
+            "BUDGET" => {
+                self.budget =
+                    bytes(value, default.budget).ok_or_else(|| bad("a number of warp instructions"))?
+            }
             _ => return Err(ConfigError(format!("unknown setting {key:?}; known: {}", KEYS.join(", ")))),
         }
         Ok(())
@@ -247,7 +275,11 @@ impl Config {
                 "error" => Level::Error,
                 "warn" => Level::Warn,
                 "off" => Level::Off,
-                other => return Err(ConfigError(format!("EMU_CHECKS: {key}={other}: expected error, warn or off"))),
+                other => {
+                    return Err(ConfigError(format!(
+                        "EMU_CHECKS: {key}={other}: expected error, warn or off"
+                    )));
+                }
             };
             let key = key.trim();
             let mut known = false;
@@ -260,7 +292,10 @@ impl Config {
             }
             if !known {
                 let names: Vec<&str> = CHECKS.iter().map(|(name, ..)| *name).collect();
-                return Err(ConfigError(format!("EMU_CHECKS: unknown check {key:?}; known: {}, all", names.join(", "))));
+                return Err(ConfigError(format!(
+                    "EMU_CHECKS: unknown check {key:?}; known: {}, all",
+                    names.join(", ")
+                )));
             }
         }
         Ok(())

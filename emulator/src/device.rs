@@ -190,7 +190,8 @@ impl Device {
     /// Dimensions, shared memory or parameters that the kernel or the device cannot have.
     pub fn check_launch(&self, kernel: &Kernel, shape: &Shape, params: usize) -> Result<(), DeviceError> {
         let invalid = |text: String| Err(DeviceError::Invalid(text));
-        let limits = [("grid", shape.grid, [2_147_483_647, 65535, 65535]), ("block", shape.block, [1024, 1024, 64])];
+        let limits =
+            [("grid", shape.grid, [2_147_483_647, 65535, 65535]), ("block", shape.block, [1024, 1024, 64])];
         for (name, dims, limit) in limits {
             if (0..3).any(|i| dims[i] == 0 || dims[i] > limit[i]) {
                 return invalid(format!("{name} dimensions {dims:?}: each must be 1 to {limit:?}"));
@@ -203,7 +204,10 @@ impl Device {
         if let Some(most) = kernel.maxntid
             && threads > most.iter().map(|&n| u64::from(n)).product()
         {
-            return invalid(format!("{threads} threads in a block: {} was compiled for at most {most:?}", kernel.name));
+            return invalid(format!(
+                "{threads} threads in a block: {} was compiled for at most {most:?}",
+                kernel.name
+            ));
         }
         if let Some(exactly) = kernel.reqntid
             && exactly != shape.block
@@ -211,7 +215,10 @@ impl Device {
             return invalid(format!("block {:?}: {} was compiled for {exactly:?}", shape.block, kernel.name));
         }
         if kernel.sm > self.config.model.sm {
-            return invalid(format!("{} was compiled for sm_{}, the device is sm_{}", kernel.name, kernel.sm, self.config.model.sm));
+            return invalid(format!(
+                "{} was compiled for sm_{}, the device is sm_{}",
+                kernel.name, kernel.sm, self.config.model.sm
+            ));
         }
         let opted = shape.max_dynamic_shared;
         if shape.dynamic_shared > opted.unwrap_or(49152) {
@@ -222,17 +229,29 @@ impl Device {
             ));
         }
         let total = u64::from(kernel.shared_dynamic) + u64::from(shape.dynamic_shared);
-        let limit = if opted.is_some() { self.config.model.shared_opt_in } else { self.config.model.shared_opt_in.min(49152) };
+        let limit = if opted.is_some() {
+            self.config.model.shared_opt_in
+        } else {
+            self.config.model.shared_opt_in.min(49152)
+        };
         if total > u64::from(limit) {
-            return invalid(format!("{total} bytes of shared memory: at most {limit} without a higher limit set for the kernel"));
+            return invalid(format!(
+                "{total} bytes of shared memory: at most {limit} without a higher limit set for the kernel"
+            ));
         }
         if params as u64 != kernel.param_bytes {
-            return invalid(format!("{params} bytes of parameters: {} takes {}", kernel.name, kernel.param_bytes));
+            return invalid(format!(
+                "{params} bytes of parameters: {} takes {}",
+                kernel.name, kernel.param_bytes
+            ));
         }
         let blocks = shape.grid.iter().map(|&n| u64::from(n)).product::<u64>();
-        let fit = u64::from(self.blocks_per_sm(kernel, threads as u32, shape.dynamic_shared)) * u64::from(self.config.model.sms);
+        let fit = u64::from(self.blocks_per_sm(kernel, threads as u32, shape.dynamic_shared))
+            * u64::from(self.config.model.sms);
         if shape.cooperative && blocks > fit {
-            return Err(DeviceError::TooManyBlocks(format!("{blocks} cooperative blocks: {fit} fit the device")));
+            return Err(DeviceError::TooManyBlocks(format!(
+                "{blocks} cooperative blocks: {fit} fit the device"
+            )));
         }
         Ok(())
     }
@@ -242,14 +261,20 @@ impl Device {
     /// # Errors
     /// The launch is invalid, or the device has failed before. A fault of this launch is *not* an error here: it is in
     /// [`Device::fault`] afterwards, as on hardware.
-    pub fn launch(&mut self, kernel: &Arc<Kernel>, shape: &Shape, params: &[u8]) -> Result<Launch, DeviceError> {
+    pub fn launch(
+        &mut self,
+        kernel: &Arc<Kernel>,
+        shape: &Shape,
+        params: &[u8],
+    ) -> Result<Launch, DeviceError> {
         if let Some(fault) = self.fault {
             return Err(DeviceError::Fault(fault));
         }
         self.check_launch(kernel, shape, params.len())?;
         self.launches += 1;
         let threads = shape.block.iter().product();
-        let resident = u64::from(self.blocks_per_sm(kernel, threads, shape.dynamic_shared).max(1)) * u64::from(self.config.model.sms);
+        let resident = u64::from(self.blocks_per_sm(kernel, threads, shape.dynamic_shared).max(1))
+            * u64::from(self.config.model.sms);
         let spec = Spec {
             grid: shape.grid,
             block: shape.block,
@@ -266,7 +291,10 @@ impl Device {
         let outcome = launch::run(kernel, &spec, &mut self.memory, &self.config, &mut self.reports);
         self.fault = outcome.fault;
         let all = self.memory.all().iter().enumerate();
-        let touched = all.filter(|(_, a)| a.was_read || a.was_written).map(|(i, a)| (i, a.was_read, a.was_written)).collect();
+        let touched = all
+            .filter(|(_, a)| a.was_read || a.was_written)
+            .map(|(i, a)| (i, a.was_read, a.was_written))
+            .collect();
         Ok(Launch {
             kernel: Arc::clone(kernel),
             ordinal: self.launches,

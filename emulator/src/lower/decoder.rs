@@ -203,8 +203,16 @@ impl<'a> Decoder<'a> {
             let digits = name.bytes().rev().take_while(u8::is_ascii_digit).count();
             let member = (0..=digits.min(9)).rev().filter(|d| *d > 0).find_map(|d| {
                 let (prefix, number) = name.split_at(name.len() - d);
-                let number: u32 = if number.len() > 1 && number.starts_with('0') { return None } else { number.parse().ok()? };
-                let family = self.scopes[i].families.iter().rev().find(|(p, _, count)| p == prefix && number < *count)?;
+                let number: u32 = if number.len() > 1 && number.starts_with('0') {
+                    return None;
+                } else {
+                    number.parse().ok()?
+                };
+                let family = self.scopes[i]
+                    .families
+                    .iter()
+                    .rev()
+                    .find(|(p, _, count)| p == prefix && number < *count)?;
                 Some(family.1)
             });
             if let Some(ty) = member {
@@ -269,7 +277,11 @@ impl<'a> Decoder<'a> {
         let file = usize::from(wide);
         let slot = self.kernel.slots[file];
         self.kernel.slots[file] += 1;
-        if wide { self.kernel.special64.push((slot, special)) } else { self.kernel.special32.push((slot, special)) }
+        if wide {
+            self.kernel.special64.push((slot, special))
+        } else {
+            self.kernel.special32.push((slot, special))
+        }
         self.special.insert((special, wide), slot);
         slot
     }
@@ -418,7 +430,9 @@ impl<'a> Decoder<'a> {
             Some(Symbol::SharedDynamic) => Ok(u64::from(self.kernel.shared_dynamic)),
             Some(Symbol::Local(offset)) => Ok(LOCAL_WINDOW + u64::from(offset)),
             Some(Symbol::Param(offset)) => Ok(PARAM_WINDOW + u64::from(offset)),
-            Some(Symbol::Register(_)) | None => Err(format!("no register, variable or special register {name}")),
+            Some(Symbol::Register(_)) | None => {
+                Err(format!("no register, variable or special register {name}"))
+            }
         }
     }
 
@@ -431,8 +445,12 @@ impl<'a> Decoder<'a> {
             return Ok(Address { slot: self.constant64(0), wide: true, offset: *offset, space: None });
         };
         match self.register(name) {
-            Some(AnySlot::R32(slot)) => return Ok(Address { slot, wide: false, offset: *offset, space: None }),
-            Some(AnySlot::R64(slot)) => return Ok(Address { slot, wide: true, offset: *offset, space: None }),
+            Some(AnySlot::R32(slot)) => {
+                return Ok(Address { slot, wide: false, offset: *offset, space: None });
+            }
+            Some(AnySlot::R64(slot)) => {
+                return Ok(Address { slot, wide: true, offset: *offset, space: None });
+            }
             Some(AnySlot::Pred(_)) => return Err(format!("{name} is a predicate, not an address")),
             None => {}
         }
@@ -513,7 +531,8 @@ impl<'a> Decoder<'a> {
             scopes.iter().rev().find_map(|scope| labels.get(&(*scope, label.to_owned())).copied())
         };
         for fixup in std::mem::take(&mut self.fixups) {
-            let target = find(&fixup.label, &fixup.scopes).ok_or((fixup.line, format!("no label {}", fixup.label)))?;
+            let target =
+                find(&fixup.label, &fixup.scopes).ok_or((fixup.line, format!("no label {}", fixup.label)))?;
             self.kernel.insts[fixup.pc as usize].imm = i64::from(target);
         }
         for (first, names, scopes, line) in std::mem::take(&mut self.tables) {
@@ -522,7 +541,8 @@ impl<'a> Decoder<'a> {
                 self.kernel.extra[first as usize + i] = target;
             }
         }
-        let ranges = self.mentions.into_iter().map(|((wide, _), (first, last))| (first, last, 1 + u32::from(wide)));
+        let ranges =
+            self.mentions.into_iter().map(|((wide, _), (first, last))| (first, last, 1 + u32::from(wide)));
         self.kernel.registers = super::registers::estimate(&self.kernel, ranges.collect());
         Ok(self.kernel)
     }

@@ -1,7 +1,7 @@
 //! Bodies: a kernel with every device function it calls inlined.
 
-use super::decoder::{AnySlot, Decoder, Symbol};
 use super::LoadError;
+use super::decoder::{AnySlot, Decoder, Symbol};
 use crate::machine::inst::{Class, Inst, Kernel, Param, SharedSymbol};
 use crate::ops::{self, control};
 use crate::ptx::ast::{self, Function, Instruction, Operand, Space, Statement, Ty, Variable};
@@ -19,7 +19,8 @@ pub(super) fn kernel(
     functions: &HashMap<&str, &Function>,
 ) -> Result<Kernel, LoadError> {
     let error = |line, message| LoadError { line, message };
-    let sm = module.target.trim_start_matches("sm_").trim_end_matches(char::is_alphabetic).parse().unwrap_or(0);
+    let sm =
+        module.target.trim_start_matches("sm_").trim_end_matches(char::is_alphabetic).parse().unwrap_or(0);
     let mut kernel = Kernel {
         name: f.name.clone(),
         maxntid: f.maxntid,
@@ -45,7 +46,10 @@ pub(super) fn kernel(
         decoder.kernel.params.push(Param { name: p.name.clone(), offset, size });
         offset = offset.saturating_add(size);
         if offset > PARAM_LIMIT {
-            return Err(error(p.line, format!("kernel {} has more than {PARAM_LIMIT} bytes of parameters", f.name)));
+            return Err(error(
+                p.line,
+                format!("kernel {} has more than {PARAM_LIMIT} bytes of parameters", f.name),
+            ));
         }
     }
     decoder.kernel.param_bytes = offset;
@@ -94,7 +98,9 @@ impl SharedLayout {
         }
         self.dynamic_align = 16;
         let mut dynamic = Vec::new();
-        for v in module.variables.iter().filter(|v| v.space == Space::Shared && named.contains(v.name.as_str())) {
+        for v in
+            module.variables.iter().filter(|v| v.space == Space::Shared && named.contains(v.name.as_str()))
+        {
             if v.size == 0 || v.external {
                 self.dynamic_align = self.dynamic_align.max(v.align.clamp(1, 1024));
                 dynamic.push(v.name.clone());
@@ -113,7 +119,11 @@ impl SharedLayout {
         kernel.shared_static = self.size as u32;
         kernel.shared_dynamic = self.size.next_multiple_of(self.dynamic_align) as u32;
         for name in dynamic {
-            kernel.shared_symbols.push(SharedSymbol { name: name.clone(), offset: kernel.shared_dynamic, size: 0 });
+            kernel.shared_symbols.push(SharedSymbol {
+                name: name.clone(),
+                offset: kernel.shared_dynamic,
+                size: 0,
+            });
             self.symbols.push((name, Symbol::SharedDynamic));
         }
         Ok(())
@@ -126,7 +136,11 @@ impl SharedLayout {
             return Err((v.line, format!("shared variable {} does not fit", v.name)));
         }
         self.symbols.push((v.name.clone(), Symbol::Shared(offset as u32)));
-        kernel.shared_symbols.push(SharedSymbol { name: v.name.clone(), offset: offset as u32, size: v.size as u32 });
+        kernel.shared_symbols.push(SharedSymbol {
+            name: v.name.clone(),
+            offset: offset as u32,
+            size: v.size as u32,
+        });
         Ok(())
     }
 }
@@ -222,7 +236,10 @@ impl Lowering<'_> {
         let offset = self.frame.next_multiple_of(v.align.clamp(1, 128));
         self.frame = offset.saturating_add(v.size.max(1));
         if self.frame > FRAME_LIMIT {
-            return Err((v.line, format!("more than {FRAME_LIMIT} bytes of local memory a thread at {}", v.name)));
+            return Err((
+                v.line,
+                format!("more than {FRAME_LIMIT} bytes of local memory a thread at {}", v.name),
+            ));
         }
         Ok(offset as u32)
     }
@@ -273,7 +290,11 @@ impl Lowering<'_> {
             return Err(at(format!("{name} calls itself: recursion is not supported")));
         }
         if callee.params.len() != args.len() || callee.returns.len() != returns.len() {
-            return Err(at(format!("{name} takes {} arguments and gives {}", callee.params.len(), callee.returns.len())));
+            return Err(at(format!(
+                "{name} takes {} arguments and gives {}",
+                callee.params.len(),
+                callee.returns.len()
+            )));
         }
         let after = format!("$after call {}", self.decoder.here());
         let skipped = i.guard.is_some();
@@ -327,7 +348,9 @@ impl Lowering<'_> {
         for (formal, actual) in formals.iter().zip(actuals) {
             if formal.space == Space::Param {
                 let Operand::Name(name) = actual else {
-                    return Err(at(format!("argument {actual:?} of a .param parameter must be a .param variable")));
+                    return Err(at(format!(
+                        "argument {actual:?} of a .param parameter must be a .param variable"
+                    )));
                 };
                 let symbol = match self.decoder.symbol(name) {
                     Some(symbol @ (Symbol::Local(_) | Symbol::Param(_))) => symbol,
@@ -355,7 +378,9 @@ impl Lowering<'_> {
         let mut inst = match (to, from) {
             (AnySlot::R32(d), AnySlot::R32(a)) => Inst { d, a, ..Inst::new(control::copy32(), Class::Move) },
             (AnySlot::R64(d), AnySlot::R64(a)) => Inst { d, a, ..Inst::new(control::copy64(), Class::Move) },
-            (AnySlot::Pred(d), AnySlot::Pred(a)) => Inst { d, a, ..Inst::new(control::copy_pred, Class::Move) },
+            (AnySlot::Pred(d), AnySlot::Pred(a)) => {
+                Inst { d, a, ..Inst::new(control::copy_pred, Class::Move) }
+            }
             _ => return Err(at("an argument has another width than its parameter".to_owned())),
         };
         inst.pc = self.decoder.here();

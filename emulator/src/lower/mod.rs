@@ -28,7 +28,11 @@ pub struct LoadError {
 
 impl fmt::Display for LoadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.line > 0 { write!(f, "ptx line {}: {}", self.line, self.message) } else { f.write_str(&self.message) }
+        if self.line > 0 {
+            write!(f, "ptx line {}: {}", self.line, self.message)
+        } else {
+            f.write_str(&self.message)
+        }
     }
 }
 

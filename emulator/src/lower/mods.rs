@@ -27,7 +27,11 @@ impl<'a> Mods<'a> {
 
     /// Takes the first word that is one of `words`.
     pub fn take_any(&mut self, words: &[&'static str]) -> Option<&'static str> {
-        let (at, word) = self.words.iter().enumerate().find_map(|(i, w)| words.iter().find(|x| *x == w).map(|x| (i, *x)))?;
+        let (at, word) = self
+            .words
+            .iter()
+            .enumerate()
+            .find_map(|(i, w)| words.iter().find(|x| *x == w).map(|x| (i, *x)))?;
         self.words.remove(at);
         Some(word)
     }
@@ -84,8 +88,30 @@ impl<'a> Mods<'a> {
     /// Takes words that say how to cache and order an access and do not change values: `.ca`, `.L1::no_allocate`, `.relaxed`, ...
     pub fn skip_memory_hints(&mut self) {
         const HINTS: [&str; 24] = [
-            "ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc", "volatile", "weak", "relaxed", "acquire", "release", "acq_rel", "sc", "cta",
-            "cluster", "gpu", "sys", "gl", "mmio", "noftz", "level::prefetch_size", "unified",
+            "ca",
+            "cg",
+            "cs",
+            "lu",
+            "cv",
+            "wb",
+            "wt",
+            "nc",
+            "volatile",
+            "weak",
+            "relaxed",
+            "acquire",
+            "release",
+            "acq_rel",
+            "sc",
+            "cta",
+            "cluster",
+            "gpu",
+            "sys",
+            "gl",
+            "mmio",
+            "noftz",
+            "level::prefetch_size",
+            "unified",
         ];
         self.words.retain(|w| {
             !(HINTS.contains(w) || w.starts_with("L1::") || w.starts_with("L2::") || w.starts_with("level::"))

@@ -39,7 +39,10 @@ pub(super) fn allocate(
         let mut bytes = vec![0; size as usize];
         let width = v.ty.size() as usize;
         if v.init.len() * width > bytes.len() {
-            return Err(error(v, format!("variable {} has {} initialisers for {size} bytes", v.name, v.init.len())));
+            return Err(error(
+                v,
+                format!("variable {} has {} initialisers for {size} bytes", v.name, v.init.len()),
+            ));
         }
         for (i, init) in v.init.iter().enumerate() {
             let bits = match init {
@@ -48,7 +51,12 @@ pub(super) fn allocate(
                     let base = match symbols.get(name) {
                         Some(Symbol::Global(a) | Symbol::Const(a)) => *a,
                         Some(Symbol::Shared(o)) if *generic => SHARED_WINDOW + u64::from(*o),
-                        _ => return Err(error(v, format!("initialiser of {} names {name}, which has no address", v.name))),
+                        _ => {
+                            return Err(error(
+                                v,
+                                format!("initialiser of {} names {name}, which has no address", v.name),
+                            ));
+                        }
                     };
                     base.wrapping_add(*offset as u64)
                 }

@@ -38,7 +38,10 @@ impl Block {
         self.shared_shadow.clear();
         self.shared_shadow.resize(shared as usize, UNDEFINED);
         self.live.clear();
-        self.live.extend((0..self.warps).map(|w| if threads - w * 32 >= 32 { u32::MAX } else { (1 << (threads - w * 32)) - 1 }));
+        self.live.extend(
+            (0..self.warps)
+                .map(|w| if threads - w * 32 >= 32 { u32::MAX } else { (1 << (threads - w * 32)) - 1 }),
+        );
         self.barriers.clear();
         self.barriers.resize_with(16, || Barrier::new(self.warps));
         if race {

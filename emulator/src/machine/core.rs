@@ -44,7 +44,14 @@ impl Core<'_> {
     /// Files a finding about `inst` executed by `lanes`. `lines[0]` is the title. At level error the fault is recorded and
     /// [`Flow::Fault`] comes back, otherwise [`Flow::Next`]: the caller goes on with what is defined for that case.
     #[cold]
-    pub fn find(&mut self, check: Check, fault: Fault, inst: &Inst, lanes: u32, mut lines: Vec<String>) -> Flow {
+    pub fn find(
+        &mut self,
+        check: Check,
+        fault: Fault,
+        inst: &Inst,
+        lanes: u32,
+        mut lines: Vec<String>,
+    ) -> Flow {
         let level = self.config.level(check);
         if level == Level::Off {
             return Flow::Next;
@@ -53,7 +60,10 @@ impl Core<'_> {
         let [x, y, z] = self.warp.thread(lanes, self.block.ids.ntid);
         let [bx, by, bz] = self.block.ids.ctaid;
         let mut place = vec![self.place(inst.pc)];
-        place.push(format!("by thread ({x},{y},{z}) in block ({bx},{by},{bz}), lanes {lanes:08x}, warp {}", self.warp.id));
+        place.push(format!(
+            "by thread ({x},{y},{z}) in block ({bx},{by},{bz}), lanes {lanes:08x}, warp {}",
+            self.warp.id
+        ));
         lines.splice(1..1, place);
         lines.push(self.launch.to_owned());
         self.reports.push(check, level, &self.kernel.name, meta.line, &lines);

@@ -55,8 +55,25 @@ pub enum Sync {
 #[allow(missing_docs)]
 #[repr(u8)]
 pub enum Class {
-    Int, Fp32, Fp64, Fp16, Sfu, Cvt, Move, LdGlobal, StGlobal, LdShared, StShared, Local, Atomic, CpAsync, LdMatrix, Mma, Warp,
-    Barrier, Control,
+    Int,
+    Fp32,
+    Fp64,
+    Fp16,
+    Sfu,
+    Cvt,
+    Move,
+    LdGlobal,
+    StGlobal,
+    LdShared,
+    StShared,
+    Local,
+    Atomic,
+    CpAsync,
+    LdMatrix,
+    Mma,
+    Warp,
+    Barrier,
+    Control,
 }
 
 /// One decoded instruction. Operands are slots of the register file; immediates and special registers are slots too,
@@ -115,8 +132,23 @@ pub struct Meta {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum Special {
-    Tid(u8), Ntid(u8), Ctaid(u8), Nctaid(u8), LaneId, WarpId, NWarpId, LaneMaskEq, LaneMaskLt, LaneMaskLe, LaneMaskGt, LaneMaskGe,
-    SmId, NSmId, GridIdLow, DynamicSmemSize, TotalSmemSize,
+    Tid(u8),
+    Ntid(u8),
+    Ctaid(u8),
+    Nctaid(u8),
+    LaneId,
+    WarpId,
+    NWarpId,
+    LaneMaskEq,
+    LaneMaskLt,
+    LaneMaskLe,
+    LaneMaskGt,
+    LaneMaskGe,
+    SmId,
+    NSmId,
+    GridIdLow,
+    DynamicSmemSize,
+    TotalSmemSize,
 }
 
 /// A kernel parameter as the launch passes it.

@@ -77,7 +77,13 @@ struct Run<'a> {
 }
 
 /// Runs a kernel over a grid. The caller has checked the launch dimensions.
-pub fn run(kernel: &Kernel, spec: &Spec, memory: &mut Memory, config: &Config, reports: &mut Reports) -> Outcome {
+pub fn run(
+    kernel: &Kernel,
+    spec: &Spec,
+    memory: &mut Memory,
+    config: &Config,
+    reports: &mut Reports,
+) -> Outcome {
     let [gx, gy, gz] = spec.grid;
     let [bx, by, bz] = spec.block;
     let label = format!(
@@ -170,7 +176,8 @@ impl Run<'_> {
             done: Vec::new(),
             waiting: Vec::new(),
         });
-        let race = self.config.level(Check::Race) != Level::Off || self.config.level(Check::Intra) != Level::Off;
+        let race =
+            self.config.level(Check::Race) != Level::Off || self.config.level(Check::Intra) != Level::Off;
         resident.block.start(index, ids, shared, race);
         let warps = resident.block.warps as usize;
         resident.warps.resize_with(warps, Warp::default);
@@ -201,7 +208,8 @@ impl Run<'_> {
                     continue;
                 }
                 progress = true;
-                let slice = if self.config.seed.is_some() { 1 + self.next_random() % (2 * SLICE) } else { SLICE };
+                let slice =
+                    if self.config.seed.is_some() { 1 + self.next_random() % (2 * SLICE) } else { SLICE };
                 let mut left = slice;
                 let stop = schedule::run(&mut self.core(resident, w), &mut left);
                 let used = slice - left;
@@ -268,7 +276,8 @@ impl Run<'_> {
             if exited && self.config.level(Check::Misuse) != Level::Off {
                 let mut core = self.core(resident, warp);
                 let inst = &core.kernel.insts[pc as usize];
-                let lines = vec!["Barrier completes although threads of the block have exited without it".to_owned()];
+                let lines =
+                    vec!["Barrier completes although threads of the block have exited without it".to_owned()];
                 core.find(Check::Misuse, Fault::LaunchFailed, inst, u32::MAX, lines);
                 if core.fault.is_some() {
                     return false;
@@ -321,8 +330,10 @@ impl Run<'_> {
 
     fn runaway(&mut self, resident: &mut Resident, warp: usize) {
         let pc = resident.warps[warp].groups.first().map_or(0, |g| g.pc);
-        let lines =
-            vec![format!("Deadlock: the launch has used its budget of {} warp instructions (EMU_BUDGET)", self.config.budget)];
+        let lines = vec![format!(
+            "Deadlock: the launch has used its budget of {} warp instructions (EMU_BUDGET)",
+            self.config.budget
+        )];
         let mut core = self.core(resident, warp);
         let inst = &core.kernel.insts[pc as usize];
         core.find(Check::Bounds, Fault::Timeout, inst, u32::MAX, lines);

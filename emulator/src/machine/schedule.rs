@@ -37,7 +37,8 @@ pub fn run(core: &mut Core<'_>, slice: &mut u64) -> Stop {
         };
         let mut group = core.warp.groups.swap_remove(index);
         // The group may run on without looking around until it reaches the next group in line.
-        let others = core.warp.groups.iter().filter(|g| g.pc >= group.pc).map(|g| g.pc).min().unwrap_or(u32::MAX);
+        let others =
+            core.warp.groups.iter().filter(|g| g.pc >= group.pc).map(|g| g.pc).min().unwrap_or(u32::MAX);
         let alone = core.warp.groups.is_empty();
         let mut steps = 0;
         let outcome = loop {
@@ -122,7 +123,11 @@ fn pick(core: &mut Core<'_>, avoid: Option<u32>) -> Option<usize> {
     } else {
         groups.iter().enumerate().collect()
     };
-    let best = all.iter().filter(ready).filter(|g| avoid.is_none_or(|mask| g.1.mask & mask == 0)).min_by_key(|g| g.1.pc);
+    let best = all
+        .iter()
+        .filter(ready)
+        .filter(|g| avoid.is_none_or(|mask| g.1.mask & mask == 0))
+        .min_by_key(|g| g.1.pc);
     best.or_else(|| all.iter().filter(ready).min_by_key(|g| g.1.pc)).map(|g| g.0)
 }
 
@@ -136,7 +141,8 @@ fn settle(core: &mut Core<'_>) -> Stop {
     }
     let groups = core.warp.groups.clone();
     let Some(first) = groups.iter().min_by_key(|g| g.pc) else { return Stop::Done };
-    let mut lines = vec!["Barrier: lanes of a warp wait for each other at different instructions for ever".to_owned()];
+    let mut lines =
+        vec!["Barrier: lanes of a warp wait for each other at different instructions for ever".to_owned()];
     for g in &groups {
         lines.push(format!("lanes {:08x} wait {}", g.mask, core.place(g.pc)));
     }
@@ -149,7 +155,8 @@ fn settle(core: &mut Core<'_>) -> Stop {
 /// `bar.warp.sync` instructions at different places meet when the lanes of their mask are all there.
 fn release_warp_barriers(core: &mut Core<'_>) -> bool {
     let kernel = core.kernel;
-    let waits = |g: &Group| g.state == State::Converging && kernel.insts[g.pc as usize].sync == Sync::WarpBarrier;
+    let waits =
+        |g: &Group| g.state == State::Converging && kernel.insts[g.pc as usize].sync == Sync::WarpBarrier;
     let here: u32 = core.warp.groups.iter().filter(|g| waits(g)).map(|g| g.mask).fold(0, |a, b| a | b);
     let mut released = false;
     for i in 0..core.warp.groups.len() {
@@ -355,8 +362,13 @@ fn gather_members(core: &mut Core<'_>, inst: &Inst, group: &Group, mask: u32) ->
             let disagree = (0..32usize).find(|&l| team >> l & 1 == 1 && members[l] != members[lane]);
             if let Some(other) = disagree {
                 let text = "Barrier: lanes that name each other give different member masks".to_owned();
-                let detail = format!("lane {lane} gives {:08x}, lane {other} gives {:08x}", members[lane], members[other]);
-                if core.find(Check::Barrier, Fault::LaunchFailed, inst, 1 << lane, vec![text, detail]) == Flow::Fault {
+                let detail = format!(
+                    "lane {lane} gives {:08x}, lane {other} gives {:08x}",
+                    members[lane], members[other]
+                );
+                if core.find(Check::Barrier, Fault::LaunchFailed, inst, 1 << lane, vec![text, detail])
+                    == Flow::Fault
+                {
                     return Gathered::Never;
                 }
                 break;

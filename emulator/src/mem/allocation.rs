@@ -147,7 +147,11 @@ impl Memory {
         shadow.try_reserve_exact(len as usize).map_err(|_| MemoryError::OutOfMemory)?;
         data.resize(len as usize, FILL);
         shadow.resize(len as usize, UNDEFINED);
-        let next = if matches!(kind, Kind::Global | Kind::Const) { &mut self.next_module } else { &mut self.next_device };
+        let next = if matches!(kind, Kind::Global | Kind::Const) {
+            &mut self.next_module
+        } else {
+            &mut self.next_device
+        };
         let base = *next;
         // At least 4 KiB of nothing behind each allocation, and addresses are never used again.
         *next += (len + 4096 + 255) & !255;
@@ -165,7 +169,15 @@ impl Memory {
         self.insert(base, len, Kind::Pinned, None, Vec::new(), vec![DEFINED; len as usize]);
     }
 
-    fn insert(&mut self, base: u64, len: u64, kind: Kind, name: Option<String>, data: Vec<u8>, shadow: Vec<u8>) {
+    fn insert(
+        &mut self,
+        base: u64,
+        len: u64,
+        kind: Kind,
+        name: Option<String>,
+        data: Vec<u8>,
+        shadow: Vec<u8>,
+    ) {
         let index = self.allocations.len();
         self.allocations.push(Allocation {
             base,
@@ -272,7 +284,9 @@ impl Memory {
         let before = above.map(|a| (a.base - address, a));
         let state = |a: &Allocation| if a.freed { ", which was freed" } else { "" };
         match (past, before) {
-            (Some((p, _)), Some((b, a))) if b < p => format!("{at} is {b} bytes before {}{}", a.label(), state(a)),
+            (Some((p, _)), Some((b, a))) if b < p => {
+                format!("{at} is {b} bytes before {}{}", a.label(), state(a))
+            }
             (Some((p, a)), _) => format!("{at} is {p} bytes past the end of {}{}", a.label(), state(a)),
             (None, Some((b, a))) => format!("{at} is {b} bytes before {}{}", a.label(), state(a)),
             (None, None) => format!("{at} is in no allocation: there is none"),

@@ -20,7 +20,9 @@ pub fn decode(d: &mut Decoder<'_>, i: &Instruction) -> Result<Option<Inst>, Stri
         "bra" => {
             m.take("uni");
             m.finish()?;
-            let [Operand::Name(label)] = i.operands.as_slice() else { return Err("bra needs one label".to_owned()) };
+            let [Operand::Name(label)] = i.operands.as_slice() else {
+                return Err("bra needs one label".to_owned());
+            };
             d.jumps_to(label, i.line);
             Inst { strict: true, ..Inst::new(bra, Class::Control) }
         }
@@ -44,7 +46,10 @@ pub fn decode(d: &mut Decoder<'_>, i: &Instruction) -> Result<Option<Inst>, Stri
         }
         "trap" | "brkpt" => {
             m.finish()?;
-            Inst { strict: true, ..Inst::new(if i.opcode == "trap" { trap } else { nothing }, Class::Control) }
+            Inst {
+                strict: true,
+                ..Inst::new(if i.opcode == "trap" { trap } else { nothing }, Class::Control)
+            }
         }
         "nanosleep" => {
             m.take("u32");
@@ -75,9 +80,16 @@ fn barrier(d: &mut Decoder<'_>, i: &Instruction, mut m: Mods<'_>) -> Result<Opti
             return Err("only bar.warp.sync exists".to_owned());
         }
         m.finish()?;
-        let [mask] = i.operands.as_slice() else { return Err("bar.warp.sync needs a member mask".to_owned()) };
+        let [mask] = i.operands.as_slice() else {
+            return Err("bar.warp.sync needs a member mask".to_owned());
+        };
         let e = d.src32(mask, Ty::B32)?;
-        return Ok(Some(Inst { e, sync: Sync::WarpBarrier, strict: true, ..Inst::new(warp_barrier, Class::Barrier) }));
+        return Ok(Some(Inst {
+            e,
+            sync: Sync::WarpBarrier,
+            strict: true,
+            ..Inst::new(warp_barrier, Class::Barrier)
+        }));
     }
     m.take("cta");
     let aligned = m.take("aligned") || i.opcode == "bar";
@@ -149,13 +161,18 @@ fn brx(core: &mut Core<'_>, inst: &Inst, mask: u32) -> Flow {
         return Flow::Fault;
     }
     let index = *core.warp.regs.get32(inst.a);
-    let past = (0..32).filter(|&lane| mask >> lane & 1 == 1 && index[lane as usize] >= inst.aux).fold(0, |m, lane| m | 1u32 << lane);
+    let past = (0..32)
+        .filter(|&lane| mask >> lane & 1 == 1 && index[lane as usize] >= inst.aux)
+        .fold(0, |m, lane| m | 1u32 << lane);
     if past != 0 {
         let text = format!("Invalid branch index: the table has {} targets", inst.aux);
         core.find(Check::Bounds, Fault::IllegalAddress, inst, past, vec![text]);
         return Flow::Fault;
     }
-    core.warp.targets = index.iter().map(|&i| core.kernel.extra[inst.x as usize + i.min(inst.aux.saturating_sub(1)) as usize]).collect();
+    core.warp.targets = index
+        .iter()
+        .map(|&i| core.kernel.extra[inst.x as usize + i.min(inst.aux.saturating_sub(1)) as usize])
+        .collect();
     Flow::Indirect
 }
 
@@ -165,7 +182,13 @@ pub fn exit(_: &mut Core<'_>, _: &Inst, _: u32) -> Flow {
 }
 
 fn trap(core: &mut Core<'_>, inst: &Inst, mask: u32) -> Flow {
-    core.find(Check::Bounds, Fault::LaunchFailed, inst, mask, vec!["Invalid state: the kernel executed trap".to_owned()]);
+    core.find(
+        Check::Bounds,
+        Fault::LaunchFailed,
+        inst,
+        mask,
+        vec!["Invalid state: the kernel executed trap".to_owned()],
+    );
     Flow::Fault
 }
 
@@ -186,7 +209,8 @@ fn warp_barrier(core: &mut Core<'_>, _: &Inst, mask: u32) -> Flow {
 }
 
 fn block_barrier(core: &mut Core<'_>, inst: &Inst, mask: u32) -> Flow {
-    let (has_count, arrive, vote, negated) = (inst.aux & 1 == 1, inst.aux >> 1 & 1 == 1, inst.aux >> 2 & 3, inst.aux >> 4 & 1 == 1);
+    let (has_count, arrive, vote, negated) =
+        (inst.aux & 1 == 1, inst.aux >> 1 & 1 == 1, inst.aux >> 2 & 3, inst.aux >> 4 & 1 == 1);
     let lane = mask.trailing_zeros() as usize;
     let id = core.warp.regs.get32(inst.a)[lane];
     if core.resumed {
@@ -273,7 +297,12 @@ pub fn copy_pred(core: &mut Core<'_>, inst: &Inst, mask: u32) -> Flow {
 ///
 /// # Errors
 /// Any other name.
-pub fn system_call(d: &mut Decoder<'_>, name: &str, returns: &[Operand], args: &[Operand]) -> Result<Inst, String> {
+pub fn system_call(
+    d: &mut Decoder<'_>,
+    name: &str,
+    returns: &[Operand],
+    args: &[Operand],
+) -> Result<Inst, String> {
     let mut offsets = Vec::new();
     for arg in args {
         match arg {
@@ -320,7 +349,11 @@ pub(crate) fn read_generic(core: &Core<'_>, lane: usize, address: u64, size: usi
     let frame = core.kernel.local_bytes as usize;
     if (LOCAL_WINDOW..LOCAL_WINDOW + frame as u64).contains(&address) {
         let at = (address - LOCAL_WINDOW) as usize;
-        return core.warp.local.get(lane * frame + at..lane * frame + (at + size).min(frame)).map(<[u8]>::to_vec);
+        return core
+            .warp
+            .local
+            .get(lane * frame + at..lane * frame + (at + size).min(frame))
+            .map(<[u8]>::to_vec);
     }
     let index = core.memory.containing(address)?;
     let a = core.memory.get(index);

@@ -1,8 +1,22 @@
 //! The instructions. Each family decodes its own opcodes and holds the functions that run them.
 
+pub mod approx;
+pub mod atomics;
+pub mod compare;
 pub mod control;
+pub mod convert;
+pub mod cp_async;
+pub mod float;
+pub mod half_float;
+pub mod integer;
 pub mod lanes;
+pub mod load_store;
+pub mod logic;
+pub mod matrix;
+pub mod mma;
+pub mod moves;
 mod printf;
+pub mod warp_sync;
 
 use crate::lower::Decoder;
 use crate::machine::inst::Inst;
@@ -11,7 +25,23 @@ use crate::ptx::ast::Instruction;
 /// A family's decoder: `None` when the instruction is not its own.
 type Family = fn(&mut Decoder<'_>, &Instruction) -> Result<Option<Inst>, String>;
 
-const FAMILIES: [Family; 1] = [control::decode];
+const FAMILIES: [Family; 15] = [
+    control::decode,
+    moves::decode,
+    integer::decode,
+    logic::decode,
+    compare::decode,
+    float::decode,
+    half_float::decode,
+    approx::decode,
+    convert::decode,
+    load_store::decode,
+    atomics::decode,
+    cp_async::decode,
+    matrix::decode,
+    mma::decode,
+    warp_sync::decode,
+];
 
 /// Decodes one instruction. Some families push further instructions before it.
 ///

@@ -24,7 +24,13 @@ pub(super) fn assert_fail(core: &mut Core<'_>, inst: &Inst, mask: u32) -> Flow {
         text(core, lane, function),
         text(core, lane, message)
     );
-    core.find(Check::Bounds, Fault::Assert, inst, mask, vec!["Invalid state: an assertion of the kernel failed".to_owned(), said]);
+    core.find(
+        Check::Bounds,
+        Fault::Assert,
+        inst,
+        mask,
+        vec!["Invalid state: an assertion of the kernel failed".to_owned(), said],
+    );
     Flow::Fault
 }
 

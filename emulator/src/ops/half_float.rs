@@ -1,0 +1,13 @@
+//! f16 and bf16 arithmetic, single and packed.
+
+use crate::lower::Decoder;
+use crate::machine::inst::Inst;
+use crate::ptx::ast::Instruction;
+
+/// Decodes this family's instructions.
+///
+/// # Errors
+/// Unknown modifier or wrong operands.
+pub fn decode(_: &mut Decoder<'_>, _: &Instruction) -> Result<Option<Inst>, String> {
+    Ok(None)
+}
