@@ -1,6 +1,6 @@
 //! Tokens to syntax tree: the token cursor, module-level directives and function headers.
 
-use super::ast::{Function, Loc, Module, Statement};
+use super::ast::{Function, Loc, Module, Space, Statement};
 use super::lex::{Kind, ParseError, Token, tokenize};
 
 /// Result of every parsing step.
@@ -308,6 +308,10 @@ impl<'a> Parser<'a> {
         let line = self.token().line;
         let name = self.word("a function's name")?.to_owned();
         let params = if self.at_punct(b'(') { self.parameters()? } else { Vec::new() };
+        if kernel && params.iter().any(|parameter| parameter.size == 0 || parameter.space != Space::Param) {
+            return self
+                .fail(format!("`{name}`: the parameters of an .entry are .param variables with a size"));
+        }
         let mut function = Function {
             name,
             kernel,

@@ -30,10 +30,8 @@ fn number(text: &str) -> Option<Value> {
     if let Some(hex) = lower.strip_prefix("0d") {
         return (hex.len() == 16).then(|| u64::from_str_radix(hex, 16).ok().map(Value::F64))?;
     }
-    let (digits, unsigned) = match lower.strip_suffix('u') {
-        Some(digits) => (digits, true),
-        None => (lower.as_str(), false),
-    };
+    let unsigned = text.ends_with('U');
+    let digits = &lower[..lower.len() - usize::from(unsigned)];
     let (digits, radix) = if let Some(hex) = digits.strip_prefix("0x") {
         (hex, 16)
     } else if let Some(binary) = digits.strip_prefix("0b") {

@@ -7,8 +7,10 @@ use super::parse_expr::Value;
 
 /// Most registers a function may declare; nvcc stays in the thousands, ptxas could not place more either.
 const MAX_REGISTERS: u64 = 1 << 20;
-/// Deepest nesting of braces in an initialiser.
-const MAX_NESTING: u32 = 16;
+/// Most dimensions of an array, which bounds the nesting of its initialiser.
+const MAX_DIMENSIONS: usize = 16;
+/// Most elements of an initialiser whose rows are filled up with zeros.
+const MAX_INIT: u64 = 1 << 20;
 
 /// What the words before a variable's name say.
 struct Declaration {
@@ -28,6 +30,11 @@ fn limit(space: Space) -> u64 {
         Space::Const => 1 << 16,
         Space::Param => 1 << 15,
     }
+}
+
+/// Elements of an array of this shape.
+fn elements(shape: &[u64]) -> u64 {
+    shape.iter().fold(1, |product: u64, &count| product.saturating_mul(count))
 }
 
 impl Parser<'_> {
@@ -111,6 +118,7 @@ impl Parser<'_> {
             self.advance();
         }
         match ty {
+            Some(Ty::Pred) if space != Space::Generic => self.fail("a predicate can only be a register"),
             Some(ty) => Ok(Declaration { space, ty, lanes, align }),
             None => self.expected("a type"),
         }
@@ -122,19 +130,25 @@ impl Parser<'_> {
         let line = self.token().line;
         let name = self.word("a variable's name")?.to_owned();
         let element = lanes * ty.size();
-        let mut size = Some(element);
+        // Elements of the array along each of its dimensions, the lanes of a vector last.
+        let mut shape = Vec::new();
         let mut unsized_array = false;
-        let mut dimensions = 0;
         while self.eat(b'[') {
-            if dimensions == 0 && self.eat(b']') {
+            if shape.is_empty() && self.eat(b']') {
                 unsized_array = true;
+                shape.push(1);
             } else {
-                let count = self.unsigned()?;
+                shape.push(self.unsigned()?);
                 self.expect(b']')?;
-                size = size.and_then(|size| size.checked_mul(count));
             }
-            dimensions += 1;
+            if shape.len() > MAX_DIMENSIONS {
+                return self.fail(format!("`{name}` has more than {MAX_DIMENSIONS} dimensions"));
+            }
         }
+        if lanes > 1 {
+            shape.push(lanes);
+        }
+        let size = shape.iter().try_fold(ty.size(), |size, &count| size.checked_mul(count));
         let Some(mut size) = size.filter(|&size| size <= limit(space)) else {
             return self.fail(format!("`{name}` is larger than {} bytes", limit(space)));
         };
@@ -144,44 +158,57 @@ impl Parser<'_> {
                 return self.fail("only .global and .const variables have initialisers");
             }
             self.advance();
-            // A row of an unsized array is complete even when its initialiser is not.
-            let row = size / ty.size();
-            let most = if unsized_array { limit(space) / ty.size() } else { row };
-            self.initialiser(ty, most, &mut init, 0)?;
+            let row = size;
             if unsized_array {
-                size *= (init.len() as u64).div_ceil(row.max(1));
+                shape[0] = limit(space) / row.max(1);
+            }
+            self.initialiser(ty, &shape, &mut init)?;
+            if unsized_array {
+                size = row * (init.len() as u64 * ty.size()).div_ceil(row.max(1));
             }
         } else if unsized_array {
             size = 0;
         }
+        if size == 0 && !external && space != Space::Param {
+            return self.fail(format!("`{name}` has no size and is not .extern"));
+        }
         Ok(Variable { space, name, ty, align: align.unwrap_or(element), size, external, init, line })
     }
 
-    fn initialiser(&mut self, ty: Ty, most: u64, out: &mut Vec<Init>, depth: u32) -> Parsed<()> {
-        if depth > MAX_NESTING {
-            return self.fail("this initialiser is nested too deeply");
-        }
+    /// What initialises an array of this shape (one element when empty).
+    fn initialiser(&mut self, ty: Ty, shape: &[u64], out: &mut Vec<Init>) -> Parsed<()> {
+        let most = elements(shape);
         if self.token().kind == Kind::Str {
-            self.text_initialiser(ty, most, out)?;
-        } else if self.eat(b'{') {
-            if self.eat(b'}') {
-                return Ok(());
-            }
-            loop {
-                self.initialiser(ty, most, out, depth + 1)?;
-                if self.eat(b'}') {
-                    return Ok(());
-                }
-                if !self.eat(b',') {
-                    return self.expected("`,` or `}` in an initialiser");
-                }
-            }
-        } else {
+            return self.text_initialiser(ty, most, out);
+        }
+        if !self.eat(b'{') {
             let element = self.element(ty)?;
             out.push(element);
+            return Ok(());
         }
-        if out.len() as u64 > most {
-            return self.fail("more initialisers than the variable has elements");
+        let begin = out.len();
+        let inner = shape.get(1..).unwrap_or(&[]);
+        while !self.eat(b'}') {
+            let nested = self.at_punct(b'{') || self.token().kind == Kind::Str;
+            if nested && shape.is_empty() {
+                return self.fail("an initialiser has more braces than the variable has dimensions");
+            }
+            let from = out.len();
+            self.initialiser(ty, inner, out)?;
+            if nested {
+                // A row with fewer numbers than elements ends in zeros, so that the next one starts where it should.
+                let row = elements(inner).saturating_add(from as u64);
+                if row > MAX_INIT {
+                    return self.fail(format!("an initialiser of more than {MAX_INIT} elements"));
+                }
+                out.resize(row as usize, Init::Bits(0));
+            }
+            if (out.len() - begin) as u64 > most {
+                return self.fail("more initialisers than the variable has elements");
+            }
+            if !self.at_punct(b'}') && !self.eat(b',') {
+                return self.expected("`,` or `}` in an initialiser");
+            }
         }
         Ok(())
     }
@@ -191,6 +218,7 @@ impl Parser<'_> {
         if ty.size() != 1 {
             return self.fail("a string can only initialise bytes");
         }
+        let begin = out.len();
         let quoted = self.text().as_bytes();
         let mut bytes = quoted[1..quoted.len() - 1].iter().copied();
         while let Some(byte) = bytes.next() {
@@ -206,7 +234,11 @@ impl Parser<'_> {
             out.push(Init::Bits(u64::from(byte)));
         }
         self.advance();
-        if (out.len() as u64) < most {
+        let length = (out.len() - begin) as u64;
+        if length > most {
+            return self.fail("a string is longer than what it initialises");
+        }
+        if length < most {
             out.push(Init::Bits(0));
         }
         Ok(())
