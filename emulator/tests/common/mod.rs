@@ -76,7 +76,10 @@ impl Ran {
     #[track_caller]
     pub fn found(self, word: &str) -> Self {
         let findings = self.findings();
-        assert!(findings.iter().any(|f| f.trim_start_matches("========= ").starts_with(word)), "no {word} in {findings:?}");
+        assert!(
+            findings.iter().any(|f| f.trim_start_matches("========= ").starts_with(word)),
+            "no {word} in {findings:?}"
+        );
         self
     }
 }
@@ -99,7 +102,15 @@ pub fn load(ptx: &str, config: Config) -> (Device, Module) {
 }
 
 /// Loads PTX, launches `entry`, reads all buffers back without complaining about undefined bytes.
-pub fn run_with(ptx: &str, entry: &str, grid: [u32; 3], block: [u32; 3], dynamic_shared: u32, args: &[Arg], config: Config) -> Ran {
+pub fn run_with(
+    ptx: &str,
+    entry: &str,
+    grid: [u32; 3],
+    block: [u32; 3],
+    dynamic_shared: u32,
+    args: &[Arg],
+    config: Config,
+) -> Ran {
     let (mut device, module) = load(ptx, config);
     let kernel = module.kernels[entry].clone();
     let mut params = vec![0; kernel.param_bytes as usize];
@@ -127,7 +138,14 @@ pub fn run_with(ptx: &str, entry: &str, grid: [u32; 3], block: [u32; 3], dynamic
         params[param.offset as usize..param.offset as usize + bytes.len()].copy_from_slice(&bytes);
     }
     assert_eq!(kernel.params.len(), args.len(), "arguments of {entry}");
-    let shape = Shape { grid, block, dynamic_shared, max_dynamic_shared: Some(dynamic_shared), cooperative: false, stream: 0 };
+    let shape = Shape {
+        grid,
+        block,
+        dynamic_shared,
+        max_dynamic_shared: Some(dynamic_shared),
+        cooperative: false,
+        stream: 0,
+    };
     let launch = device.launch(&kernel, &shape, &params).unwrap();
     let buffers = addresses
         .iter()
