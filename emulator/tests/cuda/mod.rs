@@ -8,6 +8,9 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
+/// Tests of one process, and processes, compile the same source at the same time: every product has a name of its own.
+static PRODUCTS: AtomicUsize = AtomicUsize::new(0);
+
 /// The folder of the sources and their stored PTX.
 pub(crate) fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cuda")
@@ -42,8 +45,6 @@ pub(crate) fn compile(name: &str) -> Result<String, String> {
         Err(_) => "no nvcc (NVCC is not set; `cargo xtask toolchain` finds or fetches one)".to_owned(),
     })?;
     let source = folder().join(name).with_extension("cu");
-    // Tests of one process, and processes, compile the same source at the same time.
-    static PRODUCTS: AtomicUsize = AtomicUsize::new(0);
     let number = PRODUCTS.fetch_add(1, Ordering::Relaxed);
     let product =
         Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.{}.{number}.ptx", std::process::id()));
