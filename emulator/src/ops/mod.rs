@@ -6,6 +6,7 @@ pub mod compare;
 pub mod control;
 pub mod convert;
 pub mod cp_async;
+mod exact;
 pub mod float;
 pub mod half_float;
 pub mod integer;
