@@ -3,7 +3,10 @@
 use foveate::{
     Tensor,
     backend::{Attraction, Backend, Matching, Metric, Weighting},
-    cpu::{Cpu, matching::match_scores},
+    cpu::{
+        Cpu,
+        matching::{match_every_kth, match_scores},
+    },
 };
 use proptest::prelude::*;
 
@@ -129,4 +132,17 @@ fn too_many_merges_and_wrong_shapes_are_named() {
     let wrong = Matching { weighting: Weighting::Size(Some(&sizes)), ..matching(0, 1) };
     let error = Cpu::new().matching(&wrong).unwrap_err().to_string();
     assert!(error.contains("sizes has shape [1, 5], expected [1, 6]"), "{error}");
+}
+
+#[test]
+fn merging_by_runs_needs_tokens_with_values() {
+    // Rows (1,0) (0,1) (0.9,0.1) (0.1,0.9): tokens 1 and 3 end their runs of two; both others lean towards token 3.
+    let groups = match_every_kth(&[1.0, 0.0, 0.0, 1.0, 0.9, 0.1, 0.1, 0.9], 4, 2).unwrap();
+    assert_eq!(groups, [vec![1], vec![0, 2, 3]]);
+    for (metric, tokens, every) in
+        [(&[][..], 4, 2), (&[1.0, 2.0][..], 0, 2), (&[1.0, 2.0][..], 2, 0), (&[1.0; 5][..], 2, 2)]
+    {
+        let error = match_every_kth(metric, tokens, every).unwrap_err().to_string();
+        assert!(error.contains(&format!("{} values are not {tokens} tokens", metric.len())), "{error}");
+    }
 }

@@ -69,8 +69,13 @@ fn build(
     globals: &mut HashMap<String, (u64, u64)>,
 ) -> Result<HashMap<String, Arc<Kernel>>, LoadError> {
     let symbols = variables::allocate(module, memory, globals)?;
-    let functions: HashMap<&str, &ast::Function> =
+    let mut functions: HashMap<&str, &ast::Function> =
         module.functions.iter().filter(|f| f.body.is_some()).map(|f| (f.name.as_str(), f)).collect();
+    for (alias, _) in &module.aliases {
+        if let Some(f) = module.function(alias).filter(|f| f.body.is_some()) {
+            functions.insert(alias, f);
+        }
+    }
     let mut kernels = HashMap::new();
     for f in module.functions.iter().filter(|f| f.kernel && f.body.is_some()) {
         kernels.insert(f.name.clone(), Arc::new(function::kernel(module, f, &symbols, &functions)?));

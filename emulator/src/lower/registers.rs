@@ -1,15 +1,16 @@
 //! An estimate of the registers a thread needs, where ptxas has not said.
 
-use crate::machine::inst::Kernel;
+use crate::machine::inst::{Exec, Kernel};
 use crate::ops::control;
 
 /// The most 32-bit values alive at once, by first and last mention in program order (`ranges`: first, last, words), where a value that
 /// is alive at the head of a loop is alive to its end; 8 more for what ptxas needs itself, at least 16, at most 255.
 pub(super) fn estimate(kernel: &Kernel, mut ranges: Vec<(u32, u32, u32)>) -> u32 {
+    let jump: Exec = control::bra;
     let mut loops: Vec<(u32, u32)> = kernel
         .insts
         .iter()
-        .filter(|inst| inst.exec as usize == control::bra as usize && inst.imm < i64::from(inst.pc))
+        .filter(|inst| std::ptr::fn_addr_eq(inst.exec, jump) && inst.imm < i64::from(inst.pc))
         .map(|inst| (inst.imm as u32, inst.pc))
         .collect();
     // Inner loops first, so that an extended range is seen by the loops around.
