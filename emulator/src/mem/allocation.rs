@@ -123,6 +123,8 @@ pub struct Memory {
     next_device: u64,
     next_module: u64,
     live_bytes: u64,
+    /// Allocation that each instruction used last, by instruction index. A guess only: it survives from one kernel to the next.
+    hints: Vec<u32>,
     /// Capacity in bytes.
     pub limit: u64,
 }
@@ -229,6 +231,22 @@ impl Memory {
         let index = self.containing(address)?;
         let a = &self.allocations[index];
         (!a.freed && len <= a.len - (address - a.base)).then_some(index)
+    }
+
+    /// The allocation that instruction `pc` used last.
+    #[inline]
+    pub fn hint(&self, pc: u32) -> Option<usize> {
+        let index = *self.hints.get(pc as usize)? as usize;
+        (index < self.allocations.len()).then_some(index)
+    }
+
+    /// Remembers which allocation instruction `pc` used.
+    pub fn set_hint(&mut self, pc: u32, index: usize) {
+        let pc = pc as usize;
+        if self.hints.len() <= pc {
+            self.hints.resize(pc + 1, u32::MAX);
+        }
+        self.hints[pc] = index as u32;
     }
 
     /// An allocation by index.

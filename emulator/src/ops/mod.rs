@@ -1,8 +1,10 @@
 //! The instructions. Each family decodes its own opcodes and holds the functions that run them.
 
+pub(crate) mod access;
 pub mod approx;
 pub mod atomics;
 pub mod compare;
+pub(crate) mod conflicts;
 pub mod control;
 pub mod convert;
 pub mod cp_async;
