@@ -2,9 +2,10 @@
 //! operations have faster ways, which the tests hold against the IEEE definitions.
 
 /// Where to go when a value lies between two neighbours.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Rounding {
     /// `.rn`: the nearer, on a tie the even one.
+    #[default]
     Nearest,
     /// `.rz`: towards zero.
     Zero,
@@ -47,8 +48,6 @@ enum Special {
     Ieee,
     /// Numbers, but for one NaN with all bits set (e4m3).
     OneNan,
-    /// Numbers only (e2m3, e3m2, e2m1).
-    None,
 }
 
 /// A binary floating-point format.
@@ -99,7 +98,6 @@ impl Format {
         match self.special {
             Special::Ieee => all - (1 << (self.digits - 1)),
             Special::OneNan => all - 1,
-            Special::None => all,
         }
     }
 
@@ -107,8 +105,13 @@ impl Format {
     const fn infinity(self) -> Option<u64> {
         match self.special {
             Special::Ieee => Some(self.largest() + 1),
-            _ => None,
+            Special::OneNan => None,
         }
+    }
+
+    /// The bits of 1.
+    pub(crate) const fn one(self) -> u64 {
+        ((1 << (self.exponent_bits - 1)) - 1) << (self.digits - 1)
     }
 
     /// The bits of zero with a sign.
