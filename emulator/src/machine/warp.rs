@@ -70,8 +70,10 @@ pub struct Warp {
     pub copies: Vec<PendingCopy>,
     /// Commit groups closed so far, a lane each.
     pub committed: [u32; 32],
-    /// Carry flag of `add.cc` and its like, and where it is undefined.
+    /// Carry flag of `add.cc` and its like.
     pub carry: u32,
+    /// Lanes whose carry flag is undefined.
+    pub undef_carry: u32,
     /// Instructions this warp has executed (the clock that `%clock` reads).
     pub executed: u64,
 }
@@ -117,6 +119,7 @@ impl Warp {
         self.local_shadow.clear();
         self.local_shadow.resize(frame, UNDEFINED);
         let none = if track { FULL } else { 0 };
+        self.undef_carry = none;
         let regs = &mut self.regs;
         regs.track = track;
         regs.poison = 0;

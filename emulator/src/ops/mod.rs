@@ -21,6 +21,7 @@ pub mod logic;
 pub mod matrix;
 pub mod mma;
 pub mod moves;
+mod operands;
 mod printf;
 pub mod warp_sync;
 
