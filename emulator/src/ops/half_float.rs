@@ -93,8 +93,14 @@ where
 
 /// A subnormal f16 becomes zero with its sign.
 #[inline(always)]
-pub(super) fn flush(h: u16) -> u16 {
+fn flush(h: u16) -> u16 {
     if h & 0x7c00 == 0 { h & 0x8000 } else { h }
+}
+
+/// A subnormal bf16 becomes zero with its sign.
+#[inline(always)]
+pub(super) fn flush_bf16(h: u16) -> u16 {
+    if h & 0x7f80 == 0 { h & 0x8000 } else { h }
 }
 
 /// Into [0, 1]; NaN and -0 give +0.
@@ -107,7 +113,7 @@ fn saturate(h: u16) -> u16 {
 
 /// Negative results become +0, NaN stays.
 #[inline(always)]
-pub(super) fn relu(h: u16, infinity: u16) -> u16 {
+fn relu(h: u16, infinity: u16) -> u16 {
     let nan = h & 0x7fff > infinity;
     if (h as i16) < 0 && !nan { 0 } else { h }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod access;
 pub mod approx;
+mod approx_values;
 pub mod atomics;
 pub mod compare;
 pub(crate) mod conflicts;
