@@ -1,7 +1,9 @@
 //! The device without any C interface: memory, modules, launches, findings.
 
-use crate::config::{Check, Config, Level};
+use crate::config::{Check, Config, Level, Model};
 use crate::count::Counters;
+use crate::count::json::append_report;
+use crate::count::model::modelled_time;
 use crate::lower::{self, LoadError, Module};
 use crate::machine::inst::Kernel;
 use crate::machine::launch::{self, Spec};
@@ -22,6 +24,8 @@ pub struct Device {
     pub reports: Reports,
     /// The sticky fault: every later launch and copy fails with it.
     pub fault: Option<Fault>,
+    /// Useful floating-point operations of the next launch, for its counters.
+    pub expected_flops: Option<f64>,
     launches: u64,
 }
 
@@ -40,6 +44,10 @@ pub struct Launch {
     pub dynamic_shared: u32,
     /// What was counted.
     pub counters: Counters,
+    /// A bound on the time it would take on the modelled device, in seconds; not a measurement.
+    pub modelled_seconds: f64,
+    /// The pipe that makes this bound.
+    pub modelled_bound: &'static str,
     /// What the kernel printed.
     pub printed: String,
     /// Allocations it really read and wrote, by index.
@@ -88,12 +96,23 @@ pub struct Shape {
     pub stream: u64,
 }
 
+/// Blocks of a kernel that fit one multiprocessor at once (the usual occupancy rule).
+pub fn blocks_per_sm(model: &Model, kernel: &Kernel, threads: u32, dynamic_shared: u32) -> u32 {
+    let warps = threads.div_ceil(32).max(1);
+    let by_threads = 2048 / (warps * 32);
+    let registers = (kernel.registers.max(1) * 32).next_multiple_of(256) * warps;
+    let by_registers = 65536 / registers;
+    let shared = kernel.shared_dynamic + dynamic_shared + 1024;
+    let by_shared = model.shared_per_sm / shared;
+    by_threads.min(by_registers).min(by_shared).min(32)
+}
+
 impl Device {
     /// A device with nothing in it.
     pub fn new(config: Config) -> Self {
         let memory = Memory::new(config.memory_limit);
         let reports = Reports::new(&config);
-        Self { config, memory, reports, fault: None, launches: 0 }
+        Self { config, memory, reports, fault: None, expected_flops: None, launches: 0 }
     }
 
     /// Parses and lowers PTX text.
@@ -172,16 +191,9 @@ impl Device {
         Err(DeviceError::Invalid(text))
     }
 
-    /// Blocks of a kernel that fit one multiprocessor at once (the usual occupancy rule).
+    /// Blocks of a kernel that fit one multiprocessor at once.
     pub fn blocks_per_sm(&self, kernel: &Kernel, threads: u32, dynamic_shared: u32) -> u32 {
-        let model = self.config.model;
-        let warps = threads.div_ceil(32).max(1);
-        let by_threads = 2048 / (warps * 32);
-        let registers = (kernel.registers.max(1) * 32).next_multiple_of(256) * warps;
-        let by_registers = 65536 / registers;
-        let shared = kernel.shared_dynamic + dynamic_shared + 1024;
-        let by_shared = model.shared_per_sm / shared;
-        by_threads.min(by_registers).min(by_shared).min(32)
+        blocks_per_sm(&self.config.model, kernel, threads, dynamic_shared)
     }
 
     /// Checks a launch as the driver does before anything runs.
@@ -295,15 +307,28 @@ impl Device {
             .filter(|(_, a)| a.was_read || a.was_written)
             .map(|(i, a)| (i, a.was_read, a.was_written))
             .collect();
-        Ok(Launch {
+        let mut counters = outcome.counters;
+        counters.useful_flops = self.expected_flops.take();
+        let blocks = shape.grid.iter().map(|&n| u64::from(n)).product();
+        let modelled = modelled_time(kernel, &counters, &self.config.model, blocks);
+        let launch = Launch {
             kernel: Arc::clone(kernel),
             ordinal: self.launches,
             grid: shape.grid,
             block: shape.block,
             dynamic_shared: shape.dynamic_shared,
-            counters: outcome.counters,
+            counters,
+            modelled_seconds: modelled.seconds,
+            modelled_bound: modelled.bound,
             printed: outcome.printed,
             touched,
-        })
+        };
+        if let Some(path) = &self.config.report
+            && let Err(error) = append_report(path, &launch.counters.json(&launch, &self.config))
+        {
+            let lines = vec![format!("Misuse: EMU_REPORT={path} cannot be written"), error.to_string()];
+            self.reports.push(Check::Misuse, Level::Warn, &kernel.name, 0, &lines);
+        }
+        Ok(launch)
     }
 }

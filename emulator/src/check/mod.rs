@@ -1,4 +1,6 @@
 //! Checks that need their own bookkeeping: happens-before inside a block and between blocks.
 
 pub mod global;
+mod history;
+mod order;
 pub mod shared;

@@ -122,10 +122,8 @@ impl Counters {
             .iter()
             .map(|&(class, name)| (name.to_owned(), json!(self.class(kernel, class))))
             .collect();
-        let global: Map<String, Value> = KINDS
-            .iter()
-            .map(|&(kind, name)| (name.to_owned(), requests(&self.global_total(kind))))
-            .collect();
+        let global: Map<String, Value> =
+            KINDS.iter().map(|&(kind, name)| (name.to_owned(), requests(&self.global_total(kind)))).collect();
         let mut scattered = Vec::new();
         for (pc, entry) in self.global.iter().enumerate().filter(|(_, entry)| entry.scattered > 0) {
             let mut line = place(kernel, pc);
@@ -182,8 +180,8 @@ impl Counters {
             "shared_bytes": kernel.shared_dynamic + launch.dynamic_shared,
             "blocks_per_sm": resident,
             "occupancy": f64::from(resident * threads.div_ceil(32)) / 64.0,
-            "modelled_seconds": launch.modelled.seconds,
-            "modelled_bound": launch.modelled.bound,
+            "modelled_seconds": launch.modelled_seconds,
+            "modelled_bound": launch.modelled_bound,
         })
     }
 }

@@ -110,6 +110,8 @@ pub fn run(
     };
     run.global_race.start();
     run.grid();
+    run.counters.nondeterministic_atomics = run.global_race.contended_floats();
+    run.counters.finish();
     Outcome { counters: run.counters, fault: run.fault, printed: run.printed }
 }
 
@@ -268,8 +270,8 @@ impl Run<'_> {
             if barrier.idle() || !barrier.complete(&resident.block.live) {
                 continue;
             }
-            let (arrived, waited): (Vec<u32>, Vec<u32>) =
-                barrier.participants().into_iter().partition(|&w| barrier.arrive_only[w as usize]);
+            let mut waited = barrier.participants();
+            waited.retain(|&w| !barrier.arrive_only[w as usize]);
             let whole = barrier.count.is_none();
             let exited = whole && resident.block.live.contains(&0);
             let pc = waited.first().map_or(0, |&w| barrier.pc[w as usize]);
@@ -286,11 +288,9 @@ impl Run<'_> {
             resident.block.barriers[id].reset();
             self.counters.barriers += 1;
             if let Some(race) = &mut resident.block.race {
-                race.barrier(&waited, &arrived);
+                race.barrier(id as u32, &waited);
             }
-            if whole {
-                self.global_race.barrier(resident.block.index);
-            }
+            self.global_race.barrier(resident.block.index);
             for (w, state) in resident.warps.iter_mut().enumerate() {
                 for group in &mut state.groups {
                     if group.state == State::Barrier(id as u32) {

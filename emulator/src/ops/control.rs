@@ -253,6 +253,9 @@ fn block_barrier(core: &mut Core<'_>, inst: &Inst, mask: u32) -> Flow {
         barrier.voters += mask.count_ones();
         barrier.undefined |= core.warp.regs.undef_pred[inst.c as usize] & mask != 0;
     }
+    if arrive && let Some(race) = &mut core.block.race {
+        race.arrive(id, core.warp.id);
+    }
     if arrive { Flow::Arrived } else { Flow::Wait { barrier: id } }
 }
 
