@@ -155,7 +155,15 @@ impl Device {
     /// # Errors
     /// The range is not inside one live allocation (also reported).
     pub fn read(&mut self, address: u64, out: &mut [u8]) -> Result<(), DeviceError> {
-        let Some(index) = self.range(address, out.len() as u64, "read")? else { return Ok(()) };
+        self.read_counting(address, out).map(|_| ())
+    }
+
+    /// [`Device::read`] that says how many of the bytes are undefined (0 when nobody wants to know).
+    ///
+    /// # Errors
+    /// As [`Device::read`].
+    pub fn read_counting(&mut self, address: u64, out: &mut [u8]) -> Result<usize, DeviceError> {
+        let Some(index) = self.range(address, out.len() as u64, "read")? else { return Ok(0) };
         let a = self.memory.get(index);
         let at = (address - a.base) as usize;
         out.copy_from_slice(&a.bytes()[at..at + out.len()]);
@@ -170,8 +178,9 @@ impl Device {
                 let level = self.config.level(Check::Uninit);
                 self.reports.push(Check::Uninit, level, "", 0, &lines);
             }
+            return Ok(undefined);
         }
-        Ok(())
+        Ok(0)
     }
 
     /// The live allocation that holds the range; `None` for an empty one.

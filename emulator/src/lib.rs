@@ -5,6 +5,7 @@ pub mod check;
 pub mod config;
 pub mod count;
 pub mod device;
+pub mod driver;
 pub mod fatbin;
 pub mod lower;
 pub mod machine;

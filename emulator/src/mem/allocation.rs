@@ -167,7 +167,14 @@ impl Memory {
     /// # Safety
     /// `base..base + len` must stay valid for reads and writes until [`Memory::free`] or [`Memory::forget`] of it.
     pub unsafe fn register_pinned(&mut self, base: u64, len: u64) {
-        self.by_base.remove(&base);
+        // The host uses addresses again: what was freed inside the range is not known by its address any more.
+        let stale: Vec<u64> =
+            self.by_base.range(base..base.saturating_add(len)).map(|(&base, _)| base).collect();
+        for base in stale {
+            if self.by_base.get(&base).is_some_and(|&index| self.allocations[index].freed) {
+                self.by_base.remove(&base);
+            }
+        }
         self.insert(base, len, Kind::Pinned, None, Vec::new(), vec![DEFINED; len as usize]);
     }
 
