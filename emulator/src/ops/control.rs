@@ -5,6 +5,7 @@ use crate::lower::{AnySlot, Decoder, Mods, Symbol};
 use crate::machine::core::Core;
 use crate::machine::inst::{Class, Exec, Flow, Inst, Sync};
 use crate::mem::LOCAL_WINDOW;
+use crate::ops::cp_async;
 use crate::ops::lanes::map1;
 use crate::ops::printf;
 use crate::ptx::ast::{Instruction, Operand, Ty};
@@ -177,7 +178,10 @@ fn brx(core: &mut Core<'_>, inst: &Inst, mask: u32) -> Flow {
 }
 
 /// Ends the lanes.
-pub fn exit(_: &mut Core<'_>, _: &Inst, _: u32) -> Flow {
+pub fn exit(core: &mut Core<'_>, inst: &Inst, mask: u32) -> Flow {
+    if !core.warp.copies.is_empty() && cp_async::abandon(core, inst, mask) == Flow::Fault {
+        return Flow::Fault;
+    }
     Flow::Exit
 }
 
