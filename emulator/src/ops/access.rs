@@ -440,7 +440,11 @@ pub(crate) fn in_shared(
     mask: u32,
     size: u32,
 ) -> Result<Lanes, Flow> {
-    let len = core.block.shared.len() as u64;
+    // Without dynamic memory the padding that would align it belongs to nobody.
+    let len = match core.block.ids.dynamic_shared {
+        0 => u64::from(core.kernel.shared_static),
+        _ => core.block.shared.len() as u64,
+    };
     within(offsets, mask, 0, len, size)
         .ok_or_else(|| past(core, inst, Space::Shared, touch, offsets, mask, size, len))
 }

@@ -173,3 +173,10 @@ pub fn kernel(buffers: usize, body: &str) -> String {
         params.join(",\n")
     )
 }
+
+/// The number of the line of `ptx` that `text` begins in (the first one).
+#[track_caller]
+pub fn line_of(ptx: &str, text: &str) -> u32 {
+    let at = ptx.find(text).unwrap_or_else(|| panic!("no {text:?} in {ptx}"));
+    ptx[..at].matches('\n').count() as u32 + 1
+}
