@@ -31,8 +31,6 @@ const FAIR: u32 = 65_536;
 pub fn run(core: &mut Core<'_>, slice: &mut u64) -> Stop {
     let kernel = core.kernel;
     let mut yielded: Option<u32> = None;
-    // Steps that lanes of `last` have taken in a row while others could run.
-    let (mut last, mut steps) = (0u32, 0u32);
     loop {
         let Some(index) = pick(core, yielded.take()) else {
             return if core.warp.live == 0 { Stop::Done } else { settle(core) };
@@ -42,10 +40,11 @@ pub fn run(core: &mut Core<'_>, slice: &mut u64) -> Stop {
         let others =
             core.warp.groups.iter().filter(|g| g.pc >= group.pc).map(|g| g.pc).min().unwrap_or(u32::MAX);
         let alone = core.warp.groups.is_empty();
+        // The streak outlives the slice: slices are shorter than what fairness allows.
+        let (last, mut steps) = core.warp.streak;
         if group.mask & last == 0 {
             steps = 0;
         }
-        last = group.mask;
         let outcome = loop {
             if *slice == 0 {
                 break Outcome::Stop(Stop::Slice);
@@ -77,6 +76,7 @@ pub fn run(core: &mut Core<'_>, slice: &mut u64) -> Stop {
                 Step::Fault => break Outcome::Stop(Stop::Fault),
             }
         };
+        core.warp.streak = (group.mask, steps);
         match outcome {
             Outcome::Gone => {}
             Outcome::Regroup => core.warp.groups.push(group),

@@ -74,6 +74,8 @@ pub struct Warp {
     pub carry: u32,
     /// Lanes whose carry flag is undefined.
     pub undef_carry: u32,
+    /// Lanes that ran last and the steps they have taken in a row while others could run.
+    pub streak: (u32, u32),
     /// Instructions this warp has executed (the clock that `%clock` reads).
     pub executed: u64,
 }
@@ -112,6 +114,7 @@ impl Warp {
         self.copies.clear();
         self.committed = [0; 32];
         self.carry = 0;
+        self.streak = (0, 0);
         self.executed = 0;
         let frame = kernel.local_bytes as usize * 32;
         self.local.clear();
