@@ -11,9 +11,14 @@ use std::{
 /// Tests of one process, and processes, compile the same source at the same time: every product has a name of its own.
 static PRODUCTS: AtomicUsize = AtomicUsize::new(0);
 
-/// The folder of the sources and their stored PTX.
+/// The folder of the sources and their stored PTX, for a test of this package or of one in a folder of it.
 pub(crate) fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cuda")
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    package
+        .ancestors()
+        .map(|folder| folder.join("tests/cuda"))
+        .find(|folder| folder.is_dir())
+        .expect("tests/cuda")
 }
 
 /// PTX of `<name>.cu`, and a line on the standard output that says which: fresh or stored.
