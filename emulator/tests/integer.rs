@@ -56,9 +56,13 @@ fn products() {
             check(&format!("mul.wide.{name} $d, $a, $b;"), &[wide], &[k; 2], &[&v, &v], |s| {
                 vec![wrap(n(s[0]) * n(s[1]), 2 * bits)]
             });
-            check(&format!("mad.wide.{name} $d, $a, $b, $c;"), &[wide], &[k, k, wide], &[&v, &v, &sums], |s| {
-                vec![wrap(n(s[0]) * n(s[1]) + number(s[2], 2 * bits, signed), 2 * bits)]
-            });
+            check(
+                &format!("mad.wide.{name} $d, $a, $b, $c;"),
+                &[wide],
+                &[k, k, wide],
+                &[&v, &v, &sums],
+                |s| vec![wrap(n(s[0]) * n(s[1]) + number(s[2], 2 * bits, signed), 2 * bits)],
+            );
         }
     }
     let v = few(32);
@@ -98,12 +102,22 @@ fn quotients_truncate_and_a_zero_divisor_gives_ones() {
         let (k, v) = (kind(bits), edges(bits));
         let n = |v: u64| number(v, bits, signed);
         let allowed = |finding: &str| finding.contains("Misuse: integer division by zero");
-        check_finding(&format!("div.{name} $d, $a, $b;"), &[k], &[k; 2], &[&v, &v], |s| {
-            vec![if s[1] == 0 { ones(bits) } else { wrap(n(s[0]) / n(s[1]), bits) }]
-        }, allowed);
-        check_finding(&format!("rem.{name} $d, $a, $b;"), &[k], &[k; 2], &[&v, &v], |s| {
-            vec![if s[1] == 0 { ones(bits) } else { wrap(n(s[0]) % n(s[1]), bits) }]
-        }, allowed);
+        check_finding(
+            &format!("div.{name} $d, $a, $b;"),
+            &[k],
+            &[k; 2],
+            &[&v, &v],
+            |s| vec![if s[1] == 0 { ones(bits) } else { wrap(n(s[0]) / n(s[1]), bits) }],
+            allowed,
+        );
+        check_finding(
+            &format!("rem.{name} $d, $a, $b;"),
+            &[k],
+            &[k; 2],
+            &[&v, &v],
+            |s| vec![if s[1] == 0 { ones(bits) } else { wrap(n(s[0]) % n(s[1]), bits) }],
+            allowed,
+        );
         let nonzero: Vec<u64> = v.iter().copied().filter(|&b| b != 0).collect();
         check(&format!("div.{name} $d, $a, $b;"), &[k], &[k; 2], &[&v, &nonzero], |s| {
             vec![wrap(n(s[0]) / n(s[1]), bits)]
@@ -196,13 +210,23 @@ fn carries_join_words() {
     }
     let v = few(64);
     for ty in ["u64", "s64"] {
-        check(&format!("add.cc.{ty} $d, $a, $b; addc.{ty} $e, $c, 0;"), &[D, D], &[D; 3], &[&v, &v, &v], |s| {
-            let sum = u128::from(s[0]) + u128::from(s[1]);
-            vec![sum as u64, s[2].wrapping_add((sum >> 64) as u64)]
-        });
-        check(&format!("sub.cc.{ty} $d, $a, $b; subc.{ty} $e, $c, 0;"), &[D, D], &[D; 3], &[&v, &v, &v], |s| {
-            vec![s[0].wrapping_sub(s[1]), s[2].wrapping_sub(u64::from(s[0] < s[1]))]
-        });
+        check(
+            &format!("add.cc.{ty} $d, $a, $b; addc.{ty} $e, $c, 0;"),
+            &[D, D],
+            &[D; 3],
+            &[&v, &v, &v],
+            |s| {
+                let sum = u128::from(s[0]) + u128::from(s[1]);
+                vec![sum as u64, s[2].wrapping_add((sum >> 64) as u64)]
+            },
+        );
+        check(
+            &format!("sub.cc.{ty} $d, $a, $b; subc.{ty} $e, $c, 0;"),
+            &[D, D],
+            &[D; 3],
+            &[&v, &v, &v],
+            |s| vec![s[0].wrapping_sub(s[1]), s[2].wrapping_sub(u64::from(s[0] < s[1]))],
+        );
     }
 }
 
@@ -233,11 +257,17 @@ fn products_with_carry() {
     }
     // Sums, differences and products that only pass a carry on.
     let v = few(32);
-    check("add.cc.u32 %r4, $a, $b; madc.hi.cc.u32 $d, $a, $b, $c; addc.u32 $e, 0, 0;", &[W, W], &[W; 3], &[&v, &v, &v], |s| {
-        let carry = (s[0] + s[1]) >> 32;
-        let sum = ((s[0] * s[1]) >> 32) + s[2] + carry;
-        vec![sum & 0xffff_ffff, sum >> 32]
-    });
+    check(
+        "add.cc.u32 %r4, $a, $b; madc.hi.cc.u32 $d, $a, $b, $c; addc.u32 $e, 0, 0;",
+        &[W, W],
+        &[W; 3],
+        &[&v, &v, &v],
+        |s| {
+            let carry = (s[0] + s[1]) >> 32;
+            let sum = ((s[0] * s[1]) >> 32) + s[2] + carry;
+            vec![sum & 0xffff_ffff, sum >> 32]
+        },
+    );
 }
 
 #[test]
@@ -275,7 +305,8 @@ fn counts_and_positions_of_bits() {
 fn the_nth_set_bit() {
     let v = [0, 1, 0x8000_0000, 0xffff_ffff, 0x0010_2481, 0x5a5a_1234];
     let bases = [0, 1, 7, 15, 30, 31, 32, 0xffff_ffff];
-    let offsets: Vec<u64> = (-5i64..=5).chain([40, -40, i64::from(i32::MIN)]).map(|n| n as u64 & 0xffff_ffff).collect();
+    let offsets: Vec<u64> =
+        (-5i64..=5).chain([40, -40, i64::from(i32::MIN)]).map(|n| n as u64 & 0xffff_ffff).collect();
     check("fns.b32 $d, $a, $b, $c;", &[W], &[W; 3], &[&v, &bases, &offsets], |s| {
         let (base, offset) = (s[1] as i64, i64::from(s[2] as u32 as i32));
         let set = |n: &i64| s[0] >> n & 1 == 1;
@@ -307,14 +338,16 @@ fn dot_products_of_bytes() {
     for (at, signed_a) in [("u32", false), ("s32", true)] {
         for (bt, signed_b) in [("u32", false), ("s32", true)] {
             check(&format!("dp4a.{at}.{bt} $d, $a, $b, $c;"), &[W], &[W; 3], &[&v, &v, &v], |s| {
-                let dot: i128 =
-                    (0..4).map(|n| number(s[0] >> (8 * n), 8, signed_a) * number(s[1] >> (8 * n), 8, signed_b)).sum();
+                let dot: i128 = (0..4)
+                    .map(|n| number(s[0] >> (8 * n), 8, signed_a) * number(s[1] >> (8 * n), 8, signed_b))
+                    .sum();
                 vec![wrap(dot + i128::from(s[2]), 32)]
             });
             for (part, first) in [("lo", 0), ("hi", 2)] {
                 check(&format!("dp2a.{part}.{at}.{bt} $d, $a, $b, $c;"), &[W], &[W; 3], &[&v, &v, &v], |s| {
                     let term = |n: u32| {
-                        number(s[0] >> (16 * n), 16, signed_a) * number(s[1] >> (8 * (first + n)), 8, signed_b)
+                        number(s[0] >> (16 * n), 16, signed_a)
+                            * number(s[1] >> (8 * (first + n)), 8, signed_b)
                     };
                     vec![wrap(term(0) + term(1) + i128::from(s[2]), 32)]
                 });
@@ -331,8 +364,12 @@ fn literals_are_read_in_the_width_of_the_type() {
     check("add.s64 $d, $a, -3;", &[D], &[D], &[&d], |s| vec![s[0].wrapping_sub(3)]);
     check("mul.wide.s32 $d, $a, -3;", &[D], &[W], &[&w], |s| vec![wrap(number(s[0], 32, true) * -3, 64)]);
     check("mul.wide.u32 $d, $a, 0xfffffffd;", &[D], &[W], &[&w], |s| vec![s[0].wrapping_mul(0xffff_fffd)]);
-    check("mad.lo.s32 $d, $a, 0b101, WARP_SZ;", &[W], &[W], &[&w], |s| vec![wrap(i128::from(s[0]) * 5 + 32, 32)]);
-    check("sub.u64 $d, 0x8000000000000000, $a;", &[D], &[D], &[&d], |s| vec![(1u64 << 63).wrapping_sub(s[0])]);
+    check("mad.lo.s32 $d, $a, 0b101, WARP_SZ;", &[W], &[W], &[&w], |s| {
+        vec![wrap(i128::from(s[0]) * 5 + 32, 32)]
+    });
+    check("sub.u64 $d, 0x8000000000000000, $a;", &[D], &[D], &[&d], |s| {
+        vec![(1u64 << 63).wrapping_sub(s[0])]
+    });
 }
 
 #[test]
@@ -366,7 +403,10 @@ fn an_undefined_source_or_carry_makes_the_sum_undefined() {
     // Storing is no decision; branching on the sum is.
     for (body, what) in [
         ("add.u32 %r2, %r1, 1; setp.eq.u32 %p1, %r2, 3; @%p1 bra END; END:", "branch"),
-        ("add.cc.u32 %r2, %r1, 1; addc.u32 %r3, 0, 0; setp.eq.u32 %p1, %r3, 3; @%p1 bra END; END:", "carry out"),
+        (
+            "add.cc.u32 %r2, %r1, 1; addc.u32 %r3, 0, 0; setp.eq.u32 %p1, %r3, 3; @%p1 bra END; END:",
+            "carry out",
+        ),
         ("addc.u32 %r3, 0, 0; setp.eq.u32 %p1, %r3, 3; @%p1 bra END; END:", "carry that nobody made"),
     ] {
         let ran = common::run(&common::kernel(0, body), "test", 32, &[]);

@@ -62,9 +62,7 @@ fn shifts_by_the_width_and_more() {
                 if u64::from(n) + by < width { bit(a, n + by as u32) } else { 0 }
             });
         }
-        shift(&format!("shr.s{bits}"), &|a, by, n| {
-            bit(a, (u64::from(n) + by).min(width - 1) as u32)
-        });
+        shift(&format!("shr.s{bits}"), &|a, by, n| bit(a, (u64::from(n) + by).min(width - 1) as u32));
     }
     check("shl.b32 $d, $a, 7;", &[W], &[W], &[&edges(32)], |s| vec![s[0] * 128 & 0xffff_ffff]);
 }
@@ -103,7 +101,10 @@ fn bit_fields() {
         let text = format!("bfi.b{bits} $d, $a, $b, $c, $f;");
         check(&text, &[k], &[k, k, W, W], &[&v, &v, &places, &lengths], |s| {
             let (pos, len) = (s[2] as u32 & 0xff, s[3] as u32 & 0xff);
-            vec![from_bits(bits, |n| if n >= pos && n - pos < len { bit(s[0], n - pos) } else { bit(s[1], n) })]
+            vec![from_bits(
+                bits,
+                |n| if n >= pos && n - pos < len { bit(s[0], n - pos) } else { bit(s[1], n) },
+            )]
         });
     }
 }
@@ -245,7 +246,8 @@ fn shifts_carry_undefined_halves_along() {
     low("shl.b32 %r2, %r1, %r90;").found("Undefined");
     let word = "mov.b32 %r1, 5; mov.b64 %rd1, {%r1, %r90};";
     decide32(&format!("{word} shl.b64 %rd2, %rd1, 32; mov.b64 {{%r2, %r3}}, %rd2;"), "%r3").silent();
-    decide32(&format!("{word} shr.u64 %rd2, %rd1, 32; mov.b64 {{%r2, %r3}}, %rd2;"), "%r2").found("Undefined");
+    decide32(&format!("{word} shr.u64 %rd2, %rd1, 32; mov.b64 {{%r2, %r3}}, %rd2;"), "%r2")
+        .found("Undefined");
 }
 
 #[test]

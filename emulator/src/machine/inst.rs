@@ -4,7 +4,8 @@ use super::core::Core;
 use crate::ops::lanes::Test;
 use crate::ptx::ast::Loc;
 
-/// Executes one instruction for the lanes of `mask` (never 0; lanes whose guard predicate is false are already gone).
+/// Executes one instruction for the lanes of `mask` (lanes whose guard predicate is false are already gone; 0 only for arithmetic whose
+/// guard is undefined).
 ///
 /// The functions are `unsafe` to call for one reason only: some are compiled for processor features that
 /// [`crate::ops::lanes`] found present when it chose them.

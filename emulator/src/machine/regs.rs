@@ -24,7 +24,8 @@ pub struct Regs {
     pub undef_pred: Vec<u32>,
     /// Undefined values are followed at all.
     pub track: bool,
-    /// Lanes whose results are undefined whatever the sources, because the guard of the instruction was.
+    /// Lanes whose results are undefined whatever the sources, because the guard of the instruction was; also where the guard was
+    /// false, because the result might have been written.
     pub poison: u32,
 }
 
@@ -43,8 +44,8 @@ impl Regs {
         }
         if self.track {
             let u = &mut self.undef32[slot as usize];
-            u[0] = (u[0] & !mask) | ((undef[0] | self.poison) & mask);
-            u[1] = (u[1] & !mask) | ((undef[1] | self.poison) & mask);
+            u[0] = (u[0] & !mask) | (undef[0] & mask) | self.poison;
+            u[1] = (u[1] & !mask) | (undef[1] & mask) | self.poison;
         }
     }
 
@@ -62,8 +63,8 @@ impl Regs {
         }
         if self.track {
             let u = &mut self.undef64[slot as usize];
-            u[0] = (u[0] & !mask) | ((undef[0] | self.poison) & mask);
-            u[1] = (u[1] & !mask) | ((undef[1] | self.poison) & mask);
+            u[0] = (u[0] & !mask) | (undef[0] & mask) | self.poison;
+            u[1] = (u[1] & !mask) | (undef[1] & mask) | self.poison;
         }
     }
 
@@ -74,7 +75,7 @@ impl Regs {
         *out = (value & mask) | (*out & !mask);
         if self.track {
             let u = &mut self.undef_pred[slot as usize];
-            *u = (*u & !mask) | ((undef | self.poison) & mask);
+            *u = (*u & !mask) | (undef & mask) | self.poison;
         }
     }
 

@@ -4,7 +4,7 @@
 //! same instruction become one. A group of all lanes runs in a tight loop.
 
 use super::core::Core;
-use super::inst::{Flow, Inst, NO_GUARD, Sync};
+use super::inst::{Class, Flow, Inst, NO_GUARD, Sync};
 use super::warp::{Group, State};
 use crate::config::Check;
 use crate::report::Fault;
@@ -201,7 +201,9 @@ fn step(core: &mut Core<'_>, inst: &Inst, group: &mut Group) -> Step {
             }
         }
         if mask == 0 {
-            core.warp.regs.poison = 0;
+            if core.warp.regs.poison != 0 {
+                only_poison(core, inst);
+            }
             group.pc += 1;
             return Step::Go;
         }
@@ -271,6 +273,21 @@ fn step(core: &mut Core<'_>, inst: &Inst, group: &mut Group) -> Step {
         }
         Flow::Fault => Step::Fault,
     }
+}
+
+/// No lane executes the instruction, but the guard of some is undefined: their results are. Arithmetic runs with an empty mask and marks
+/// them; what touches memory or other lanes does not.
+#[cold]
+fn only_poison(core: &mut Core<'_>, inst: &Inst) {
+    let arithmetic = matches!(
+        inst.class,
+        Class::Int | Class::Fp32 | Class::Fp64 | Class::Fp16 | Class::Sfu | Class::Cvt | Class::Move
+    );
+    if arithmetic && inst.sync == Sync::None && !core.kernel.meta[inst.pc as usize].text.starts_with("ld") {
+        // SAFETY: as in `step`.
+        unsafe { (inst.exec)(core, inst, 0) };
+    }
+    core.warp.regs.poison = 0;
 }
 
 /// Lanes end; a barrier that only they were missing at completes.

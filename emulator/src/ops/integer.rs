@@ -177,7 +177,7 @@ fn finish_carried<T: Word>(
     }
     if inst.aux & CARRY_OUT != 0 {
         warp.carry = warp.carry & !mask | over & mask;
-        warp.undef_carry = warp.undef_carry & !mask | (undef | warp.regs.poison) & mask;
+        warp.undef_carry = warp.undef_carry & !mask | undef & mask | warp.regs.poison;
     }
     T::write(&mut warp.regs, inst.d, &out, mask, undef);
     Flow::Next

@@ -72,7 +72,8 @@ impl Kind {
 fn combinations(values: &[&[u64]]) -> Vec<Vec<u64>> {
     let mut all = vec![Vec::new()];
     for list in values {
-        all = all.iter().flat_map(|head| list.iter().map(move |v| [head.as_slice(), &[*v]].concat())).collect();
+        all =
+            all.iter().flat_map(|head| list.iter().map(move |v| [head.as_slice(), &[*v]].concat())).collect();
     }
     all
 }
@@ -110,7 +111,8 @@ pub(crate) fn check_finding(
     let inputs = combinations(values);
     let count = inputs.len();
     let ptx = program(text, to, from);
-    let mut args: Vec<Arg> = (0..from.len()).map(|n| doubles(&inputs.iter().map(|v| v[n]).collect::<Vec<_>>())).collect();
+    let mut args: Vec<Arg> =
+        (0..from.len()).map(|n| doubles(&inputs.iter().map(|v| v[n]).collect::<Vec<_>>())).collect();
     let guards: Vec<u32> = (0..count).map(|n| u32::from(!left_out(n))).collect();
     args.push(words(&guards));
     args.extend(std::iter::repeat_n(Arg::Out(count * 8), 2 * to.len()));
@@ -130,9 +132,16 @@ pub(crate) fn check_finding(
             };
             let whole = ran.doubles(from.len() + 1 + 2 * n)[index] & mask;
             let some = ran.doubles(from.len() + 2 + 2 * n)[index] & mask;
-            assert!(whole == want[n], "{text}: sources {sources:x?} give {whole:x}, not {:x} in result {n}", want[n]);
+            assert!(
+                whole == want[n],
+                "{text}: sources {sources:x?} give {whole:x}, not {:x} in result {n}",
+                want[n]
+            );
             let want = if left_out(index) { kind.before() } else { want[n] };
-            assert!(some == want, "{text}: sources {sources:x?} give {some:x}, not {want:x} under a guard in result {n}");
+            assert!(
+                some == want,
+                "{text}: sources {sources:x?} give {some:x}, not {want:x} under a guard in result {n}"
+            );
         }
     }
 }
@@ -165,7 +174,10 @@ fn program(text: &str, to: &[Kind], from: &[Kind]) -> String {
         body += &kind.set(&format!("%t{n}s"));
     }
     for (n, kind) in from.iter().enumerate() {
-        body += &format!("ld.param.u64 %at, [in{n}];\nadd.s64 %at, %at, %offset;\n{}", kind.load(&format!("%s{n}"), "%at"));
+        body += &format!(
+            "ld.param.u64 %at, [in{n}];\nadd.s64 %at, %at, %offset;\n{}",
+            kind.load(&format!("%s{n}"), "%at")
+        );
     }
     body += "ld.param.u64 %at, [guard];\nadd.s64 %at, %at, %offset4;\nld.global.u32 %low, [%at];\nsetp.ne.u32 %on, %low, 0;\n";
     body += &whole;
@@ -199,7 +211,8 @@ fn program(text: &str, to: &[Kind], from: &[Kind]) -> String {
 pub(crate) fn edges(bits: u32) -> Vec<u64> {
     let mask = ones(bits);
     let top = 1u64 << (bits - 1);
-    let mut list = vec![0, 1, 2, 3, 7, 31, 32, top - 1, top, top + 1, mask, mask - 1, 1 << (bits / 2), ones(bits / 2)];
+    let mut list =
+        vec![0, 1, 2, 3, 7, 31, 32, top - 1, top, top + 1, mask, mask - 1, 1 << (bits / 2), ones(bits / 2)];
     list.extend([0x5a5a_1234_8765_c3f0 & mask, 0x9d2c_5680_efc6_0001 & mask, 0x00ff_80fe_7f01_0080 & mask]);
     list.sort_unstable();
     list.dedup();
@@ -239,8 +252,14 @@ pub(crate) fn kind(bits: u32) -> Kind {
 }
 
 /// Name, bits and signedness of the integer types.
-pub(crate) const INTEGERS: [(&str, u32, bool); 6] =
-    [("u16", 16, false), ("s16", 16, true), ("u32", 32, false), ("s32", 32, true), ("u64", 64, false), ("s64", 64, true)];
+pub(crate) const INTEGERS: [(&str, u32, bool); 6] = [
+    ("u16", 16, false),
+    ("s16", 16, true),
+    ("u32", 32, false),
+    ("s32", 32, true),
+    ("u64", 64, false),
+    ("s64", 64, true),
+];
 
 /// The instruction must be refused when the module is loaded, with the line it stands in.
 #[track_caller]
