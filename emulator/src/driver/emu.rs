@@ -13,6 +13,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// The version of the `emu_*` functions.
 const INTERFACE: c_int = 1;
+/// Launches whose counters are kept; then the older half is forgotten.
+const KEEP_COUNTED: usize = 1 << 15;
 
 /// A piece of device memory that host work reads or writes.
 #[derive(Clone, Copy, Debug)]
@@ -111,8 +113,13 @@ impl State {
         }
     }
 
-    /// Keeps a launch's counters, appends them to the report file, and logs the launch.
+    /// Keeps a launch's counters and logs the launch.
     pub(crate) fn count_launch(&mut self, launch: &Launch, stream: usize) {
+        if self.counted.len() >= KEEP_COUNTED {
+            self.counted.drain(..KEEP_COUNTED / 2);
+        }
+        let json = launch.counters.json(launch, &self.device.config).to_string();
+        self.counted.push((launch.kernel.name.clone(), json));
         if self.log_launches {
             let [gx, gy, gz] = launch.grid;
             let [bx, by, bz] = launch.block;
@@ -198,7 +205,7 @@ pub extern "C" fn emu_launch_log(on: c_int) {
 /// Declares how many floating-point operations of the next launch are useful; what its mma instructions do beyond is padding.
 #[unsafe(no_mangle)]
 pub extern "C" fn emu_expect_flops(flops: u64) {
-    plain("emu_expect_flops", (), |s| s.expected_flops = Some(flops));
+    plain("emu_expect_flops", (), |s| s.device.expected_flops = Some(flops as f64));
 }
 
 exports! {

@@ -1,6 +1,6 @@
 //! Kernel launches.
 
-use super::action::{Action, Done, START};
+use super::action::{Action, Done};
 use super::exports;
 use super::ffi::{Code, Handle, LaunchConfig, Status};
 use super::state::{State, number};
@@ -53,7 +53,7 @@ impl State {
         self.count_launch(&launch, stream);
         Ok(Done {
             accesses: launch.touched,
-            seconds: START,
+            seconds: launch.modelled_seconds,
             label: Some(format!("kernel {} (launch #{})", call.kernel.name, launch.ordinal)),
         })
     }

@@ -49,8 +49,6 @@ pub(crate) struct State {
     /// Counters of the launches since the last reset: kernel and JSON object.
     pub(crate) counted: Vec<(String, String)>,
     pub(crate) log_launches: bool,
-    /// Declared useful floating-point operations of the next launch.
-    pub(crate) expected_flops: Option<u64>,
     next_handle: usize,
 }
 
@@ -79,7 +77,6 @@ impl State {
             parsed: HashMap::new(),
             counted: Vec::new(),
             log_launches: false,
-            expected_flops: None,
             next_handle: 0x1000,
         };
         state.add_default_stream();

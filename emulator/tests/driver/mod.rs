@@ -1,0 +1,416 @@
+//! The C functions of the driver as a program sees them, and a session of it for one test at a time.
+#![allow(dead_code)]
+
+// The functions below are found in the library that this links.
+use cuda as _;
+use std::ffi::{CString, c_char, c_int, c_uint, c_void};
+use std::ptr::{null, null_mut};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub type Handle = *mut c_void;
+
+/// Results.
+pub const OK: c_int = 0;
+pub const INVALID_VALUE: c_int = 1;
+pub const OUT_OF_MEMORY: c_int = 2;
+pub const INVALID_HANDLE: c_int = 400;
+
+unsafe extern "C" {
+    pub fn cuInit(flags: c_uint) -> c_int;
+    pub fn cuDriverGetVersion(version: *mut c_int) -> c_int;
+    pub fn cuDeviceGet(device: *mut c_int, ordinal: c_int) -> c_int;
+    pub fn cuDeviceGetCount(count: *mut c_int) -> c_int;
+    pub fn cuDeviceGetName(text: *mut c_char, len: c_int, device: c_int) -> c_int;
+    pub fn cuDeviceTotalMem_v2(bytes: *mut usize, device: c_int) -> c_int;
+    pub fn cuDeviceGetAttribute(value: *mut c_int, attribute: c_int, device: c_int) -> c_int;
+    pub fn cuDevicePrimaryCtxRetain(context: *mut Handle, device: c_int) -> c_int;
+    pub fn cuDevicePrimaryCtxRelease_v2(device: c_int) -> c_int;
+    pub fn cuCtxGetCurrent(context: *mut Handle) -> c_int;
+    pub fn cuCtxSetCurrent(context: Handle) -> c_int;
+    pub fn cuCtxPushCurrent_v2(context: Handle) -> c_int;
+    pub fn cuCtxPopCurrent_v2(context: *mut Handle) -> c_int;
+    pub fn cuCtxCreate_v4(context: *mut Handle, params: *mut c_void, flags: c_uint, device: c_int) -> c_int;
+    pub fn cuCtxDestroy_v2(context: Handle) -> c_int;
+    pub fn cuCtxSynchronize() -> c_int;
+    pub fn cuCtxGetLimit(value: *mut usize, limit: c_uint) -> c_int;
+    pub fn cuMemAlloc_v2(address: *mut u64, bytes: usize) -> c_int;
+    pub fn cuMemFree_v2(address: u64) -> c_int;
+    pub fn cuMemAllocAsync(address: *mut u64, bytes: usize, stream: Handle) -> c_int;
+    pub fn cuMemFreeAsync(address: u64, stream: Handle) -> c_int;
+    pub fn cuMemAllocManaged(address: *mut u64, bytes: usize, flags: c_uint) -> c_int;
+    pub fn cuMemHostAlloc(pointer: *mut *mut c_void, bytes: usize, flags: c_uint) -> c_int;
+    pub fn cuMemFreeHost(pointer: *mut c_void) -> c_int;
+    pub fn cuMemHostRegister_v2(pointer: *mut c_void, bytes: usize, flags: c_uint) -> c_int;
+    pub fn cuMemHostUnregister(pointer: *mut c_void) -> c_int;
+    pub fn cuMemHostGetDevicePointer_v2(address: *mut u64, pointer: *mut c_void, flags: c_uint) -> c_int;
+    pub fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) -> c_int;
+    pub fn cuMemGetAddressRange_v2(base: *mut u64, size: *mut usize, address: u64) -> c_int;
+    pub fn cuPointerGetAttribute(value: *mut c_void, attribute: c_uint, address: u64) -> c_int;
+    pub fn cuMemcpyHtoD_v2(to: u64, from: *const c_void, bytes: usize) -> c_int;
+    pub fn cuMemcpyDtoH_v2(to: *mut c_void, from: u64, bytes: usize) -> c_int;
+    pub fn cuMemcpyDtoD_v2(to: u64, from: u64, bytes: usize) -> c_int;
+    pub fn cuMemcpy(to: u64, from: u64, bytes: usize) -> c_int;
+    pub fn cuMemcpyHtoDAsync_v2(to: u64, from: *const c_void, bytes: usize, stream: Handle) -> c_int;
+    pub fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: u64, bytes: usize, stream: Handle) -> c_int;
+    pub fn cuMemcpyDtoDAsync_v2(to: u64, from: u64, bytes: usize, stream: Handle) -> c_int;
+    pub fn cuMemcpy2D_v2(copy: *const [usize; 16]) -> c_int;
+    pub fn cuMemsetD8_v2(address: u64, value: u8, count: usize) -> c_int;
+    pub fn cuMemsetD16_v2(address: u64, value: u16, count: usize) -> c_int;
+    pub fn cuMemsetD32_v2(address: u64, value: u32, count: usize) -> c_int;
+    pub fn cuMemsetD8Async(address: u64, value: u8, count: usize, stream: Handle) -> c_int;
+    pub fn cuMemsetD32Async(address: u64, value: u32, count: usize, stream: Handle) -> c_int;
+    pub fn cuStreamCreate(stream: *mut Handle, flags: c_uint) -> c_int;
+    pub fn cuStreamCreateWithPriority(stream: *mut Handle, flags: c_uint, priority: c_int) -> c_int;
+    pub fn cuStreamGetPriority(stream: Handle, priority: *mut c_int) -> c_int;
+    pub fn cuStreamGetFlags(stream: Handle, flags: *mut c_uint) -> c_int;
+    pub fn cuStreamDestroy_v2(stream: Handle) -> c_int;
+    pub fn cuStreamSynchronize(stream: Handle) -> c_int;
+    pub fn cuStreamQuery(stream: Handle) -> c_int;
+    pub fn cuStreamWaitEvent(stream: Handle, event: Handle, flags: c_uint) -> c_int;
+    pub fn cuStreamBeginCapture_v2(stream: Handle, mode: c_uint) -> c_int;
+    pub fn cuStreamEndCapture(stream: Handle, graph: *mut Handle) -> c_int;
+    pub fn cuStreamIsCapturing(stream: Handle, status: *mut c_int) -> c_int;
+    pub fn cuThreadExchangeStreamCaptureMode(mode: *mut c_uint) -> c_int;
+    pub fn cuLaunchHostFunc(
+        stream: Handle,
+        f: Option<unsafe extern "C" fn(*mut c_void)>,
+        user: *mut c_void,
+    ) -> c_int;
+    pub fn cuEventCreate(event: *mut Handle, flags: c_uint) -> c_int;
+    pub fn cuEventRecord(event: Handle, stream: Handle) -> c_int;
+    pub fn cuEventRecordWithFlags(event: Handle, stream: Handle, flags: c_uint) -> c_int;
+    pub fn cuEventQuery(event: Handle) -> c_int;
+    pub fn cuEventSynchronize(event: Handle) -> c_int;
+    pub fn cuEventElapsedTime(milliseconds: *mut f32, start: Handle, end: Handle) -> c_int;
+    pub fn cuEventDestroy_v2(event: Handle) -> c_int;
+    pub fn cuModuleLoadData(module: *mut Handle, image: *const c_void) -> c_int;
+    pub fn cuModuleLoad(module: *mut Handle, path: *const c_char) -> c_int;
+    pub fn cuModuleUnload(module: Handle) -> c_int;
+    pub fn cuModuleGetFunction(function: *mut Handle, module: Handle, name: *const c_char) -> c_int;
+    pub fn cuModuleGetGlobal_v2(
+        address: *mut u64,
+        bytes: *mut usize,
+        module: Handle,
+        name: *const c_char,
+    ) -> c_int;
+    pub fn cuFuncGetAttribute(value: *mut c_int, attribute: c_int, function: Handle) -> c_int;
+    pub fn cuFuncSetAttribute(function: Handle, attribute: c_int, value: c_int) -> c_int;
+    pub fn cuOccupancyMaxActiveBlocksPerMultiprocessor(
+        blocks: *mut c_int,
+        function: Handle,
+        threads: c_int,
+        dynamic: usize,
+    ) -> c_int;
+    pub fn cuOccupancyMaxPotentialBlockSize(
+        grid: *mut c_int,
+        block: *mut c_int,
+        function: Handle,
+        shared_of: Option<unsafe extern "C" fn(c_int) -> usize>,
+        dynamic: usize,
+        limit: c_int,
+    ) -> c_int;
+    pub fn cuLaunchKernel(
+        function: Handle,
+        gx: c_uint,
+        gy: c_uint,
+        gz: c_uint,
+        bx: c_uint,
+        by: c_uint,
+        bz: c_uint,
+        shared: c_uint,
+        stream: Handle,
+        params: *const *const c_void,
+        extra: *const *const c_void,
+    ) -> c_int;
+    pub fn cuLaunchCooperativeKernel(
+        function: Handle,
+        gx: c_uint,
+        gy: c_uint,
+        gz: c_uint,
+        bx: c_uint,
+        by: c_uint,
+        bz: c_uint,
+        shared: c_uint,
+        stream: Handle,
+        params: *const *const c_void,
+    ) -> c_int;
+    pub fn cuGraphInstantiateWithFlags(exec: *mut Handle, graph: Handle, flags: u64) -> c_int;
+    pub fn cuGraphLaunch(exec: Handle, stream: Handle) -> c_int;
+    pub fn cuGraphUpload(exec: Handle, stream: Handle) -> c_int;
+    pub fn cuGraphExecDestroy(exec: Handle) -> c_int;
+    pub fn cuGraphDestroy(graph: Handle) -> c_int;
+    pub fn cuGraphGetNodes(graph: Handle, nodes: *mut Handle, count: *mut usize) -> c_int;
+    pub fn cuGraphNodeGetType(node: Handle, kind: *mut c_int) -> c_int;
+    pub fn cuGetErrorName(code: c_int, text: *mut *const c_char) -> c_int;
+    pub fn cuGetErrorString(code: c_int, text: *mut *const c_char) -> c_int;
+    pub fn cuGetProcAddress_v2(
+        symbol: *const c_char,
+        function: *mut *const c_void,
+        version: c_int,
+        flags: u64,
+        found: *mut c_int,
+    ) -> c_int;
+    pub fn cuLibraryLoadData(
+        library: *mut Handle,
+        image: *const c_void,
+        a: *const c_int,
+        b: *const *mut c_void,
+        c: c_uint,
+        d: *const c_int,
+        e: *const *mut c_void,
+        f: c_uint,
+    ) -> c_int;
+    pub fn cuLibraryGetKernel(kernel: *mut Handle, library: Handle, name: *const c_char) -> c_int;
+    pub fn cuKernelGetFunction(function: *mut Handle, kernel: Handle) -> c_int;
+    pub fn cuLibraryUnload(library: Handle) -> c_int;
+    pub fn cuTexRefCreate(texture: *mut Handle) -> c_int;
+
+    pub fn emu_version() -> c_int;
+    pub fn emu_errors() -> usize;
+    pub fn emu_error_text(index: usize, buffer: *mut c_char, len: usize) -> usize;
+    pub fn emu_clear_errors();
+    pub fn emu_reset_counters();
+    pub fn emu_counters_json(kernel: *const c_char, buffer: *mut c_char, len: usize) -> usize;
+    pub fn emu_expect_flops(flops: u64);
+    pub fn emu_set(key: *const c_char, value: *const c_char) -> c_int;
+    pub fn emu_name(address: u64, name: *const c_char) -> c_int;
+    pub fn emu_enqueue_host(
+        stream: Handle,
+        name: *const c_char,
+        run: Option<unsafe extern "C" fn(*mut c_void, *const *mut u8)>,
+        user: *mut c_void,
+        drop_user: Option<unsafe extern "C" fn(*mut c_void)>,
+        ranges: *const Range,
+        count: usize,
+    ) -> c_int;
+}
+
+/// What `emu_enqueue_host` wants to know of a piece of memory.
+#[repr(C)]
+pub struct Range {
+    pub address: u64,
+    pub bytes: u64,
+    pub write: u32,
+    pub padding: u32,
+}
+
+/// Kernels of the tests.
+pub const PTX: &str = r#"
+.version 8.0
+.target sm_80
+.address_size 64
+.visible .global .align 4 .u32 counter = 7;
+
+// p[i] = value, for the threads of the grid.
+.visible .entry fill(.param .u64 p, .param .u32 value)
+{
+    .reg .b32 %r<8>;
+    .reg .b64 %rd<8>;
+    ld.param.u64 %rd1, [p];
+    ld.param.u32 %r1, [value];
+    mov.u32 %r2, %ctaid.x;
+    mov.u32 %r3, %ntid.x;
+    mov.u32 %r4, %tid.x;
+    mad.lo.s32 %r5, %r2, %r3, %r4;
+    mul.wide.u32 %rd2, %r5, 4;
+    add.s64 %rd3, %rd1, %rd2;
+    st.global.u32 [%rd3], %r1;
+    ret;
+}
+
+// to[i] = from[i] + 1, for the threads of one block.
+.visible .entry next(.param .u64 to, .param .u64 from)
+{
+    .reg .b32 %r<8>;
+    .reg .b64 %rd<8>;
+    ld.param.u64 %rd1, [to];
+    ld.param.u64 %rd2, [from];
+    mov.u32 %r1, %tid.x;
+    mul.wide.u32 %rd3, %r1, 4;
+    add.s64 %rd4, %rd1, %rd3;
+    add.s64 %rd5, %rd2, %rd3;
+    ld.global.u32 %r2, [%rd5];
+    add.s32 %r3, %r2, 1;
+    st.global.u32 [%rd4], %r3;
+    ret;
+}
+
+// counter += 1
+.visible .entry count()
+{
+    .reg .b32 %r<4>;
+    .reg .b64 %rd<4>;
+    mov.u64 %rd1, counter;
+    ld.global.u32 %r1, [%rd1];
+    add.s32 %r1, %r1, 1;
+    st.global.u32 [%rd1], %r1;
+    ret;
+}
+
+.visible .entry broken()
+{
+    trap;
+    ret;
+}
+
+.visible .entry shared(.param .u64 p)
+.maxntid 128, 1, 1
+{
+    .shared .align 4 .b8 buffer[1000];
+    ret;
+}
+"#;
+
+static ONE: Mutex<()> = Mutex::new(());
+
+/// The driver for one test: other tests of the process wait.
+pub struct Session {
+    _one: MutexGuard<'static, ()>,
+}
+
+impl Session {
+    /// Default settings but for those given, no findings, the primary context current.
+    pub fn new(settings: &[(&str, &str)]) -> Self {
+        let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        unsafe {
+            for key in ["EMU_CHECKS", "EMU_POOLS", "EMU_DEVICE", "EMU_MEM_LIMIT", "EMU_BUDGET"] {
+                assert_eq!(emu_set(text(key).as_ptr(), text("").as_ptr()), OK);
+            }
+            for (key, value) in settings {
+                assert_eq!(emu_set(text(key).as_ptr(), text(value).as_ptr()), OK, "{key}={value}");
+            }
+            assert_eq!(cuInit(0), OK);
+            let mut context = null_mut();
+            assert_eq!(cuDevicePrimaryCtxRetain(&raw mut context, 0), OK);
+            assert_eq!(cuCtxSetCurrent(context), OK);
+            emu_clear_errors();
+            emu_reset_counters();
+        }
+        Self { _one: one }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        unsafe {
+            // Whatever happened, the next test finds an empty device.
+            while cuDevicePrimaryCtxRelease_v2(0) == OK {}
+            emu_clear_errors();
+        }
+    }
+}
+
+/// A C text.
+pub fn text(s: &str) -> CString {
+    CString::new(s).unwrap()
+}
+
+/// First lines of all findings, without their mark.
+pub fn findings() -> Vec<String> {
+    texts()
+        .iter()
+        .map(|t| t.lines().next().unwrap_or("").trim_start_matches("========= ").to_owned())
+        .collect()
+}
+
+/// All findings.
+pub fn texts() -> Vec<String> {
+    unsafe {
+        (0..emu_errors())
+            .map(|i| {
+                let n = emu_error_text(i, null_mut(), 0);
+                let mut buffer = vec![0u8; n + 1];
+                assert_eq!(emu_error_text(i, buffer.as_mut_ptr().cast(), n + 1), n);
+                assert_eq!(buffer.pop(), Some(0));
+                String::from_utf8(buffer).unwrap()
+            })
+            .collect()
+    }
+}
+
+/// Nothing was found.
+#[track_caller]
+pub fn silent() {
+    assert!(texts().is_empty(), "{}", texts().join("\n"));
+}
+
+/// Just one thing was found, and its first line starts so.
+#[track_caller]
+pub fn found_one(start: &str) {
+    let findings = findings();
+    assert!(findings.len() == 1 && findings[0].starts_with(start), "{findings:?}");
+}
+
+/// Device memory.
+#[track_caller]
+pub fn alloc(bytes: usize) -> u64 {
+    let mut address = 0;
+    assert_eq!(unsafe { cuMemAlloc_v2(&raw mut address, bytes) }, OK);
+    address
+}
+
+/// Device memory with values.
+#[track_caller]
+pub fn upload(values: &[u32]) -> u64 {
+    let address = alloc(values.len() * 4);
+    assert_eq!(unsafe { cuMemcpyHtoD_v2(address, values.as_ptr().cast(), values.len() * 4) }, OK);
+    address
+}
+
+/// Values in device memory.
+#[track_caller]
+pub fn download(address: u64, count: usize) -> Vec<u32> {
+    let mut values = vec![0; count];
+    assert_eq!(unsafe { cuMemcpyDtoH_v2(values.as_mut_ptr().cast(), address, count * 4) }, OK);
+    values
+}
+
+/// A stream.
+#[track_caller]
+pub fn stream(flags: c_uint) -> Handle {
+    let mut stream = null_mut();
+    assert_eq!(unsafe { cuStreamCreate(&raw mut stream, flags) }, OK);
+    stream
+}
+
+/// An event.
+#[track_caller]
+pub fn event(flags: c_uint) -> Handle {
+    let mut event = null_mut();
+    assert_eq!(unsafe { cuEventCreate(&raw mut event, flags) }, OK);
+    event
+}
+
+/// A module of PTX text.
+#[track_caller]
+pub fn module(ptx: &str) -> Handle {
+    let mut module = null_mut();
+    assert_eq!(unsafe { cuModuleLoadData(&raw mut module, text(ptx).as_ptr().cast()) }, OK);
+    module
+}
+
+/// A kernel of a module.
+#[track_caller]
+pub fn function(module: Handle, name: &str) -> Handle {
+    let mut function = null_mut();
+    assert_eq!(unsafe { cuModuleGetFunction(&raw mut function, module, text(name).as_ptr()) }, OK);
+    function
+}
+
+/// A parameter value.
+pub enum Value {
+    U32(u32),
+    U64(u64),
+}
+
+/// Launches and returns the result.
+pub fn launch(function: Handle, blocks: u32, threads: u32, stream: Handle, values: &[Value]) -> c_int {
+    let pointers: Vec<*const c_void> = values
+        .iter()
+        .map(|value| match value {
+            Value::U32(v) => std::ptr::from_ref(v).cast(),
+            Value::U64(v) => std::ptr::from_ref(v).cast(),
+        })
+        .collect();
+    unsafe { cuLaunchKernel(function, blocks, 1, 1, threads, 1, 1, 0, stream, pointers.as_ptr(), null()) }
+}
