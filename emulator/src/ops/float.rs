@@ -94,15 +94,18 @@ impl Op {
     }
 }
 
-/// A NaN result has one bit pattern.
+/// A NaN result has one bit pattern. Asked of the bits: the compiler takes the payload of a NaN that it knows to come from an
+/// operation for arbitrary, and would leave a question about the number out.
 #[inline(always)]
 pub(super) fn canonical(x: f32) -> f32 {
-    if x.is_nan() { f32::from_bits(0x7fff_ffff) } else { x }
+    let bits = x.to_bits();
+    f32::from_bits(if bits & 0x7fff_ffff > 0x7f80_0000 { 0x7fff_ffff } else { bits })
 }
 
 #[inline(always)]
 fn canonical64(x: f64) -> f64 {
-    if x.is_nan() { f64::from_bits(F64.nan) } else { x }
+    let bits = x.to_bits();
+    f64::from_bits(if bits & i64::MAX as u64 > 0x7ff0 << 48 { F64.nan } else { bits })
 }
 
 /// `.ftz`: a subnormal number becomes zero with its sign.
