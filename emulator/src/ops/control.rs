@@ -205,9 +205,15 @@ fn fence(core: &mut Core<'_>, _: &Inst, _: u32) -> Flow {
     Flow::Next
 }
 
-fn warp_barrier(core: &mut Core<'_>, _: &Inst, mask: u32) -> Flow {
-    if let Some(race) = &mut core.block.race {
-        race.warp_sync(core.warp.id, mask);
+fn warp_barrier(core: &mut Core<'_>, inst: &Inst, mask: u32) -> Flow {
+    let Some(race) = &mut core.block.race else { return Flow::Next };
+    // Lanes at one instruction may be several teams, each with its own member mask.
+    let members = core.warp.regs.get32(inst.e);
+    let mut rest = mask;
+    while rest != 0 {
+        let team = members[rest.trailing_zeros() as usize] & mask;
+        race.warp_sync(core.warp.id, team);
+        rest &= !(team | rest & rest.wrapping_neg());
     }
     Flow::Next
 }
