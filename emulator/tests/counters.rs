@@ -22,14 +22,19 @@ fn report(ran: &Ran) -> Value {
 
 /// One warp loads `%r10` (or more) from `%rd1` plus the byte offset that `address` puts into `%r5`.
 fn load(address: &str, instruction: &str) -> GlobalUse {
-    let body = format!("{address}    cvt.u64.u32 %rd5, %r5;\n    add.s64 %rd5, %rd1, %rd5;\n    {instruction}");
+    let body =
+        format!("{address}    cvt.u64.u32 %rd5, %r5;\n    add.s64 %rd5, %rd1, %rd5;\n    {instruction}");
     let ran = launch(1, 32, &[Arg::Buffer(vec![0; 8192])], &body);
     counters(&ran).global_total(GlobalKind::Load)
 }
 
 #[track_caller]
 fn expect(got: GlobalUse, sectors: u64, ideal: u64) {
-    assert_eq!((got.requests, got.sectors, got.ideal), (1, sectors, ideal), "requests, sectors, ideal sectors");
+    assert_eq!(
+        (got.requests, got.sectors, got.ideal),
+        (1, sectors, ideal),
+        "requests, sectors, ideal sectors"
+    );
     assert_eq!(got.scattered, u64::from(sectors > 2 * ideal));
 }
 
@@ -76,13 +81,15 @@ fn alignment_broadcast_and_partial_masks_of_global_loads() {
     // Backwards: the same 128 bytes.
     expect(load("    shl.b32 %r5, %r0, 2;\n    sub.u32 %r5, 124, %r5;\n", word), 4, 4);
     // Lanes 3 to 7 only: bytes 12 to 31, 20 of them, in one sector.
-    let some = "    setp.ge.u32 %p1, %r0, 3;\n    setp.lt.and.u32 %p1, %r0, 8, %p1;\n    shl.b32 %r5, %r0, 2;\n";
+    let some =
+        "    setp.ge.u32 %p1, %r0, 3;\n    setp.lt.and.u32 %p1, %r0, 8, %p1;\n    shl.b32 %r5, %r0, 2;\n";
     expect(load(some, "@%p1 ld.global.u32 %r10, [%rd5];"), 1, 1);
     // Every other lane: 16 words over 128 bytes; 64 wanted bytes need 2 sectors, 4 are touched.
     let odd = "    and.b32 %r6, %r0, 1;\n    setp.eq.u32 %p1, %r6, 1;\n    shl.b32 %r5, %r0, 2;\n";
     expect(load(odd, "@%p1 ld.global.u32 %r10, [%rd5];"), 4, 2);
     // Nobody: no request.
-    let nobody = load("    setp.gt.u32 %p1, %r0, 99;\n    mov.u32 %r5, 0;\n", "@%p1 ld.global.u32 %r10, [%rd5];");
+    let nobody =
+        load("    setp.gt.u32 %p1, %r0, 99;\n    mov.u32 %r5, 0;\n", "@%p1 ld.global.u32 %r10, [%rd5];");
     assert_eq!(nobody.requests, 0);
 }
 
@@ -170,7 +177,11 @@ fn store(address: &str, instruction: &str) -> SharedUse {
 
 #[track_caller]
 fn waves(got: SharedUse, wavefronts: u64, ideal: u64) {
-    assert_eq!((got.requests, got.wavefronts, got.ideal), (1, wavefronts, ideal), "requests, wavefronts, ideal");
+    assert_eq!(
+        (got.requests, got.wavefronts, got.ideal),
+        (1, wavefronts, ideal),
+        "requests, wavefronts, ideal"
+    );
     assert_eq!(got.conflicts(), wavefronts - ideal);
 }
 
@@ -229,7 +240,10 @@ fn banks_of_wide_accesses() {
     let some = format!("    setp.lt.u32 %p1, %r0, 8;\n{}", stride(4));
     waves(store(&some, "@%p1 st.shared.v4.u32 [%r5], {%r10, %r10, %r10, %r10};"), 1, 1);
     // Lanes 0 and 31 only: two passes.
-    let ends = format!("    add.u32 %r6, %r0, 1;\n    and.b32 %r6, %r6, 31;\n    setp.le.u32 %p1, %r6, 1;\n{}", stride(4));
+    let ends = format!(
+        "    add.u32 %r6, %r0, 1;\n    and.b32 %r6, %r6, 31;\n    setp.le.u32 %p1, %r6, 1;\n{}",
+        stride(4)
+    );
     waves(store(&ends, "@%p1 st.shared.v4.u32 [%r5], {%r10, %r10, %r10, %r10};"), 2, 2);
 }
 
@@ -342,7 +356,11 @@ fn useful_operations_are_declared_for_one_launch() {
 
 #[test]
 fn float_atomics_whose_order_matters() {
-    let add = |place: &str| format!("    mov.u32 %r1, %ctaid.x;\n    mov.f32 %f1, 0f3f800000;\n    mul.wide.u32 %rd2, {place}, 4;\n    add.s64 %rd2, %rd1, %rd2;\n    red.global.add.f32 [%rd2], %f1;");
+    let add = |place: &str| {
+        format!(
+            "    mov.u32 %r1, %ctaid.x;\n    mov.f32 %f1, 0f3f800000;\n    mul.wide.u32 %rd2, {place}, 4;\n    add.s64 %rd2, %rd1, %rd2;\n    red.global.add.f32 [%rd2], %f1;"
+        )
+    };
     let count = |blocks, threads, place: &str| {
         counters(&launch(blocks, threads, &[words(&[0; 256])], &add(place))).nondeterministic_atomics
     };

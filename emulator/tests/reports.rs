@@ -46,7 +46,9 @@ fn a_report_names_everything() {
     let index = device.memory.find(address, 1).unwrap();
     device.memory.get_mut(index).name = Some("qkv".to_owned());
     let ordinal = device.memory.get(index).ordinal;
-    device.launch(&module.kernels["attn_f16"], &shape([1, 2, 1], [16, 2, 1]), &address.to_le_bytes()).unwrap();
+    device
+        .launch(&module.kernels["attn_f16"], &shape([1, 2, 1], [16, 2, 1]), &address.to_le_bytes())
+        .unwrap();
     let line = 1 + text.lines().position(|line| line.contains("ld.global")).unwrap();
     let report = &device.reports.all()[0];
     let lines: Vec<&str> = report.text.lines().collect();
@@ -54,16 +56,24 @@ fn a_report_names_everything() {
     assert_eq!(lines[0], "========= Invalid __global__ read of size 16 bytes");
     assert_eq!(
         lines[1],
-        format!("=========     at attn_f16  ptx line {line}  (attn.cu:57)  instruction: ld.global.v4.u32 {{%r1, %r2, %r3, %r4}}, [%rd9+16]")
+        format!(
+            "=========     at attn_f16  ptx line {line}  (attn.cu:57)  instruction: ld.global.v4.u32 {{%r1, %r2, %r3, %r4}}, [%rd9+16]"
+        )
     );
     assert_eq!(lines[2], "=========     by thread (15,0,0) in block (0,0,0), lanes 80008000, warp 0");
-    let past = format!("=========     address {:#x} is 0 bytes past the end of allocation #{ordinal} (size 256, \"qkv\")", address + 256);
+    let past = format!(
+        "=========     address {:#x} is 0 bytes past the end of allocation #{ordinal} (size 256, \"qkv\")",
+        address + 256
+    );
     assert_eq!(lines[3], past);
     assert_eq!(
         lines.last().copied(),
         Some("=========     launch #1: grid (1,2,1) block (16,2,1) dynamic shared 0, stream 0x2000")
     );
-    assert_eq!((report.check, report.level, report.kernel.as_str(), report.line), (Check::Bounds, Level::Error, "attn_f16", line as u32));
+    assert_eq!(
+        (report.check, report.level, report.kernel.as_str(), report.line),
+        (Check::Bounds, Level::Error, "attn_f16", line as u32)
+    );
 }
 
 #[test]
@@ -75,7 +85,8 @@ fn twenty_of_a_kind_at_a_line_then_a_count() {
     st.global.u32 [%rd2], 1;
     ld.global.nc.u32 %r2, [%rd2];
     ld.global.nc.u32 %r3, [%rd2];";
-    let ran = run_with(&kernel(1, body), "test", [50, 1, 1], [1, 1, 1], 0, &[Arg::Out(64 * 50)], Config::default());
+    let ran =
+        run_with(&kernel(1, body), "test", [50, 1, 1], [1, 1, 1], 0, &[Arg::Out(64 * 50)], Config::default());
     let reports = ran.device.reports.all();
     // Two lines, each with 20 texts; the remaining 30 are counted on the first of each.
     assert_eq!(reports.len(), 40);
@@ -94,7 +105,13 @@ fn kinds_and_kernels_are_counted_apart() {
     reports.print = false;
     for i in 0..25 {
         reports.push(Check::Race, Level::Warn, "a", 7, &["Race: one".to_owned()]);
-        reports.push(Check::Race, Level::Warn, if i % 2 == 0 { "a" } else { "b" }, 8, &["Race: two".to_owned()]);
+        reports.push(
+            Check::Race,
+            Level::Warn,
+            if i % 2 == 0 { "a" } else { "b" },
+            8,
+            &["Race: two".to_owned()],
+        );
         reports.push(Check::Race, Level::Off, "a", 7, &["Race: not wanted".to_owned()]);
     }
     assert_eq!(reports.all().len(), 20 + 25);
@@ -107,7 +124,8 @@ fn kinds_and_kernels_are_counted_apart() {
 
 #[test]
 fn levels_decide_what_a_finding_does() {
-    let body = "    st.global.u32 [%rd1], 1;\n    ld.global.nc.u32 %r2, [%rd1];\n    st.global.u32 [%rd1+4], 2;";
+    let body =
+        "    st.global.u32 [%rd1], 1;\n    ld.global.nc.u32 %r2, [%rd1];\n    st.global.u32 [%rd1+4], 2;";
     for (level, found, fault) in [("off", 0, false), ("warn", 1, false), ("error", 1, true)] {
         let config = config(&[("EMU_CHECKS", &format!("readonly={level}"))]);
         let ran = run_with(&kernel(1, body), "test", [1; 3], [1, 1, 1], 0, &[words(&[0, 0])], config);
@@ -126,12 +144,14 @@ fn scratch(name: &str) -> PathBuf {
 #[test]
 fn every_launch_adds_a_json_line() {
     let path = scratch("launches.jsonl");
-    let (mut device, module) = common::load(&kernel(0, ""), config(&[("EMU_REPORT", path.to_str().unwrap())]));
+    let (mut device, module) =
+        common::load(&kernel(0, ""), config(&[("EMU_REPORT", path.to_str().unwrap())]));
     for blocks in 1..4 {
         device.launch(&module.kernels["test"], &shape([blocks, 1, 1], [32, 1, 1]), &[]).unwrap();
     }
     let text = fs::read_to_string(&path).unwrap();
-    let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let lines: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines.len(), 3);
     for (i, line) in lines.iter().enumerate() {
         let blocks = i as u64 + 1;
@@ -148,7 +168,8 @@ fn every_launch_adds_a_json_line() {
 #[test]
 fn a_report_file_that_cannot_be_written_is_said() {
     let path = std::env::temp_dir().join("no such folder").join("x.jsonl");
-    let (mut device, module) = common::load(&kernel(0, ""), config(&[("EMU_REPORT", path.to_str().unwrap())]));
+    let (mut device, module) =
+        common::load(&kernel(0, ""), config(&[("EMU_REPORT", path.to_str().unwrap())]));
     device.launch(&module.kernels["test"], &shape([1; 3], [32, 1, 1]), &[]).unwrap();
     assert!(device.reports.all()[0].text.starts_with("========= Misuse: EMU_REPORT="));
     assert!(device.fault.is_none());
