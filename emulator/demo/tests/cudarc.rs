@@ -1,5 +1,5 @@
 //! A program as users write it: unchanged cudarc loads this package's `libcuda.so` and `libcublasLt.so`, and launches what
-//! nvcc made. The whole file runs twice: with memory pools, and in a second process without.
+//! nvcc made. The whole file runs three times: as it is, without memory pools, and with blocks and warps in reverse order.
 
 #[path = "../../tests/cuda/mod.rs"]
 mod sources;
@@ -132,6 +132,31 @@ fn a_vector_addition() {
     drop(function);
     // The module that failed to load was reported.
     assert_eq!(reports().len(), 1);
+    clear_reports();
+    turn.end();
+}
+
+/// What nvcc makes with `-fatbin`, its PTX stored or compressed; machine code alone cannot be run.
+#[test]
+fn fat_binaries() {
+    let turn = Turn::new();
+    let stream = turn.context.default_stream();
+    let load = |name: &str| {
+        let file = sources::folder().with_file_name("fatbins").join(name);
+        turn.context.load_module(Ptx::from_binary(std::fs::read(file).unwrap()))
+    };
+    for name in ["stored.fatbin", "zstd.fatbin"] {
+        let function = load(name).unwrap().load_function("twice").unwrap();
+        let mut values = stream.clone_htod(&numbers(32, 1)).unwrap();
+        let mut launch = stream.launch_builder(&function);
+        launch.arg(&mut values);
+        // SAFETY: the kernel's parameter, a buffer with a value for each of the threads.
+        unsafe { launch.launch(blocks(32, 32)) }.unwrap();
+        let expected: Vec<f32> = numbers(32, 1).into_iter().map(|value| 2.0 * value).collect();
+        assert_eq!(stream.clone_dtoh(&values).unwrap(), expected, "{name}");
+    }
+    assert_eq!(load("elf.fatbin").unwrap_err().0, CUresult::CUDA_ERROR_INVALID_IMAGE);
+    assert_eq!(reports().len(), 1, "why it cannot be loaded");
     clear_reports();
     turn.end();
 }
@@ -358,16 +383,30 @@ fn a_product_with_bias_and_gelu() {
     turn.end();
 }
 
-/// Everything above in a process whose device has no memory pools: cudarc then allocates and frees on another path.
-#[test]
-fn all_of_it_without_memory_pools() {
-    if env::var_os("EMU_POOLS").is_some() || env::var_os(FAULT).is_some() {
+/// Runs all of this file again, in a process with another setting.
+fn again(variable: &str, value: &str) {
+    if env::var_os(SECOND).is_some() {
         return;
     }
-    let output = Command::new(env::current_exe().unwrap()).env("EMU_POOLS", "0").output().unwrap();
+    let mut command = Command::new(env::current_exe().unwrap());
+    let output = command.env(SECOND, "1").env(variable, value).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{text}");
     assert!(text.contains("test a_vector_addition ... ok"), "{text}");
+}
+
+/// Keeps a second process from starting a third.
+const SECOND: &str = "EMULATOR_TEST_SECOND";
+
+/// On a device without memory pools cudarc allocates and frees on another path.
+#[test]
+fn all_of_it_without_memory_pools() {
+    again("EMU_POOLS", "0");
+}
+
+#[test]
+fn all_of_it_with_blocks_and_warps_in_reverse_order() {
+    again("EMU_ORDER", "reverse");
 }
 
 /// Tells a second process to commit the fault below.

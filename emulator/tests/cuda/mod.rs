@@ -2,10 +2,14 @@
 //! stored beside each source.
 
 use std::{
+    collections::BTreeMap,
     env, fs,
     path::{Path, PathBuf},
     process::Command,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 /// Tests of one process, and processes, compile the same source at the same time: every product has a name of its own.
@@ -21,8 +25,16 @@ pub(crate) fn folder() -> PathBuf {
         .expect("tests/cuda")
 }
 
+/// What this process has compiled or read already.
+static TEXTS: Mutex<BTreeMap<String, String>> = Mutex::new(BTreeMap::new());
+
 /// PTX of `<name>.cu`, and a line on the standard output that says which: fresh or stored.
 pub(crate) fn ptx(name: &str) -> String {
+    let mut texts = TEXTS.lock().unwrap_or_else(PoisonError::into_inner);
+    texts.entry(name.to_owned()).or_insert_with(|| fresh_or_stored(name)).clone()
+}
+
+fn fresh_or_stored(name: &str) -> String {
     match compile(name) {
         Ok(text) => {
             println!("{name}: compiled now, {}", release(&text));
