@@ -335,7 +335,8 @@ fn gather(core: &mut Core<'_>, inst: &Inst, group: &Group, mask: u32) -> Gathere
         Sync::Member | Sync::WarpBarrier => {
             let members = core.warp.regs.get32(inst.e);
             let first = members[mask.trailing_zeros() as usize];
-            if mask == u32::MAX && first == u32::MAX && *members == [u32::MAX; 32] {
+            let defined = core.warp.regs.any_undef32(inst.e) == 0;
+            if defined && mask == u32::MAX && first == u32::MAX && *members == [u32::MAX; 32] {
                 return Gathered::Yes;
             }
             return gather_members(core, inst, group, mask);
