@@ -107,8 +107,13 @@ impl State {
         match action {
             Action::Kernel(call) => self.check_call(call),
             Action::Copy { to, from, width, rows, to_pitch, from_pitch } => {
-                self.check_rows(*to, *width, *rows, *to_pitch, "write")?;
-                self.check_rows(*from, *width, *rows, *from_pitch, "read")
+                let mut ends = [(*from, *from_pitch, "read"), (*to, *to_pitch, "write")];
+                // What is wrong on the device says more than a host pointer that cannot have so many bytes.
+                ends.sort_by_key(|(place, ..)| matches!(place, Place::Host(_)));
+                for (place, pitch, what) in ends {
+                    self.check_rows(place, *width, *rows, pitch, what)?;
+                }
+                Ok(())
             }
             Action::Fill { address, size, width, rows, pitch, .. } => {
                 let bytes = width.checked_mul(*size).ok_or(Code::InvalidValue)?;

@@ -7,101 +7,110 @@ use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 use std::ptr::{null, null_mut};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-pub type Handle = *mut c_void;
+pub(crate) type Handle = *mut c_void;
 
 /// Results.
-pub const OK: c_int = 0;
-pub const INVALID_VALUE: c_int = 1;
-pub const OUT_OF_MEMORY: c_int = 2;
-pub const INVALID_HANDLE: c_int = 400;
+pub(crate) const OK: c_int = 0;
+pub(crate) const INVALID_VALUE: c_int = 1;
+pub(crate) const OUT_OF_MEMORY: c_int = 2;
+pub(crate) const INVALID_HANDLE: c_int = 400;
 
 unsafe extern "C" {
-    pub fn cuInit(flags: c_uint) -> c_int;
-    pub fn cuDriverGetVersion(version: *mut c_int) -> c_int;
-    pub fn cuDeviceGet(device: *mut c_int, ordinal: c_int) -> c_int;
-    pub fn cuDeviceGetCount(count: *mut c_int) -> c_int;
-    pub fn cuDeviceGetName(text: *mut c_char, len: c_int, device: c_int) -> c_int;
-    pub fn cuDeviceTotalMem_v2(bytes: *mut usize, device: c_int) -> c_int;
-    pub fn cuDeviceGetAttribute(value: *mut c_int, attribute: c_int, device: c_int) -> c_int;
-    pub fn cuDevicePrimaryCtxRetain(context: *mut Handle, device: c_int) -> c_int;
-    pub fn cuDevicePrimaryCtxRelease_v2(device: c_int) -> c_int;
-    pub fn cuCtxGetCurrent(context: *mut Handle) -> c_int;
-    pub fn cuCtxSetCurrent(context: Handle) -> c_int;
-    pub fn cuCtxPushCurrent_v2(context: Handle) -> c_int;
-    pub fn cuCtxPopCurrent_v2(context: *mut Handle) -> c_int;
-    pub fn cuCtxCreate_v4(context: *mut Handle, params: *mut c_void, flags: c_uint, device: c_int) -> c_int;
-    pub fn cuCtxDestroy_v2(context: Handle) -> c_int;
-    pub fn cuCtxSynchronize() -> c_int;
-    pub fn cuCtxGetLimit(value: *mut usize, limit: c_uint) -> c_int;
-    pub fn cuMemAlloc_v2(address: *mut u64, bytes: usize) -> c_int;
-    pub fn cuMemFree_v2(address: u64) -> c_int;
-    pub fn cuMemAllocAsync(address: *mut u64, bytes: usize, stream: Handle) -> c_int;
-    pub fn cuMemFreeAsync(address: u64, stream: Handle) -> c_int;
-    pub fn cuMemAllocManaged(address: *mut u64, bytes: usize, flags: c_uint) -> c_int;
-    pub fn cuMemHostAlloc(pointer: *mut *mut c_void, bytes: usize, flags: c_uint) -> c_int;
-    pub fn cuMemFreeHost(pointer: *mut c_void) -> c_int;
-    pub fn cuMemHostRegister_v2(pointer: *mut c_void, bytes: usize, flags: c_uint) -> c_int;
-    pub fn cuMemHostUnregister(pointer: *mut c_void) -> c_int;
-    pub fn cuMemHostGetDevicePointer_v2(address: *mut u64, pointer: *mut c_void, flags: c_uint) -> c_int;
-    pub fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) -> c_int;
-    pub fn cuMemGetAddressRange_v2(base: *mut u64, size: *mut usize, address: u64) -> c_int;
-    pub fn cuPointerGetAttribute(value: *mut c_void, attribute: c_uint, address: u64) -> c_int;
-    pub fn cuMemcpyHtoD_v2(to: u64, from: *const c_void, bytes: usize) -> c_int;
-    pub fn cuMemcpyDtoH_v2(to: *mut c_void, from: u64, bytes: usize) -> c_int;
-    pub fn cuMemcpyDtoD_v2(to: u64, from: u64, bytes: usize) -> c_int;
-    pub fn cuMemcpy(to: u64, from: u64, bytes: usize) -> c_int;
-    pub fn cuMemcpyHtoDAsync_v2(to: u64, from: *const c_void, bytes: usize, stream: Handle) -> c_int;
-    pub fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: u64, bytes: usize, stream: Handle) -> c_int;
-    pub fn cuMemcpyDtoDAsync_v2(to: u64, from: u64, bytes: usize, stream: Handle) -> c_int;
-    pub fn cuMemcpy2D_v2(copy: *const [usize; 16]) -> c_int;
-    pub fn cuMemsetD8_v2(address: u64, value: u8, count: usize) -> c_int;
-    pub fn cuMemsetD16_v2(address: u64, value: u16, count: usize) -> c_int;
-    pub fn cuMemsetD32_v2(address: u64, value: u32, count: usize) -> c_int;
-    pub fn cuMemsetD8Async(address: u64, value: u8, count: usize, stream: Handle) -> c_int;
-    pub fn cuMemsetD32Async(address: u64, value: u32, count: usize, stream: Handle) -> c_int;
-    pub fn cuStreamCreate(stream: *mut Handle, flags: c_uint) -> c_int;
-    pub fn cuStreamCreateWithPriority(stream: *mut Handle, flags: c_uint, priority: c_int) -> c_int;
-    pub fn cuStreamGetPriority(stream: Handle, priority: *mut c_int) -> c_int;
-    pub fn cuStreamGetFlags(stream: Handle, flags: *mut c_uint) -> c_int;
-    pub fn cuStreamDestroy_v2(stream: Handle) -> c_int;
-    pub fn cuStreamSynchronize(stream: Handle) -> c_int;
-    pub fn cuStreamQuery(stream: Handle) -> c_int;
-    pub fn cuStreamWaitEvent(stream: Handle, event: Handle, flags: c_uint) -> c_int;
-    pub fn cuStreamBeginCapture_v2(stream: Handle, mode: c_uint) -> c_int;
-    pub fn cuStreamEndCapture(stream: Handle, graph: *mut Handle) -> c_int;
-    pub fn cuStreamIsCapturing(stream: Handle, status: *mut c_int) -> c_int;
-    pub fn cuThreadExchangeStreamCaptureMode(mode: *mut c_uint) -> c_int;
-    pub fn cuLaunchHostFunc(
+    pub(crate) fn cuInit(flags: c_uint) -> c_int;
+    pub(crate) fn cuDriverGetVersion(version: *mut c_int) -> c_int;
+    pub(crate) fn cuDeviceGet(device: *mut c_int, ordinal: c_int) -> c_int;
+    pub(crate) fn cuDeviceGetCount(count: *mut c_int) -> c_int;
+    pub(crate) fn cuDeviceGetName(text: *mut c_char, len: c_int, device: c_int) -> c_int;
+    pub(crate) fn cuDeviceTotalMem_v2(bytes: *mut usize, device: c_int) -> c_int;
+    pub(crate) fn cuDeviceGetAttribute(value: *mut c_int, attribute: c_int, device: c_int) -> c_int;
+    pub(crate) fn cuDevicePrimaryCtxRetain(context: *mut Handle, device: c_int) -> c_int;
+    pub(crate) fn cuDevicePrimaryCtxRelease_v2(device: c_int) -> c_int;
+    pub(crate) fn cuCtxGetCurrent(context: *mut Handle) -> c_int;
+    pub(crate) fn cuCtxSetCurrent(context: Handle) -> c_int;
+    pub(crate) fn cuCtxPushCurrent_v2(context: Handle) -> c_int;
+    pub(crate) fn cuCtxPopCurrent_v2(context: *mut Handle) -> c_int;
+    pub(crate) fn cuCtxCreate_v4(
+        context: *mut Handle,
+        params: *mut c_void,
+        flags: c_uint,
+        device: c_int,
+    ) -> c_int;
+    pub(crate) fn cuCtxDestroy_v2(context: Handle) -> c_int;
+    pub(crate) fn cuCtxSynchronize() -> c_int;
+    pub(crate) fn cuCtxGetLimit(value: *mut usize, limit: c_uint) -> c_int;
+    pub(crate) fn cuMemAlloc_v2(address: *mut u64, bytes: usize) -> c_int;
+    pub(crate) fn cuMemFree_v2(address: u64) -> c_int;
+    pub(crate) fn cuMemAllocAsync(address: *mut u64, bytes: usize, stream: Handle) -> c_int;
+    pub(crate) fn cuMemFreeAsync(address: u64, stream: Handle) -> c_int;
+    pub(crate) fn cuMemAllocManaged(address: *mut u64, bytes: usize, flags: c_uint) -> c_int;
+    pub(crate) fn cuMemHostAlloc(pointer: *mut *mut c_void, bytes: usize, flags: c_uint) -> c_int;
+    pub(crate) fn cuMemFreeHost(pointer: *mut c_void) -> c_int;
+    pub(crate) fn cuMemHostRegister_v2(pointer: *mut c_void, bytes: usize, flags: c_uint) -> c_int;
+    pub(crate) fn cuMemHostUnregister(pointer: *mut c_void) -> c_int;
+    pub(crate) fn cuMemHostGetDevicePointer_v2(
+        address: *mut u64,
+        pointer: *mut c_void,
+        flags: c_uint,
+    ) -> c_int;
+    pub(crate) fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) -> c_int;
+    pub(crate) fn cuMemGetAddressRange_v2(base: *mut u64, size: *mut usize, address: u64) -> c_int;
+    pub(crate) fn cuPointerGetAttribute(value: *mut c_void, attribute: c_uint, address: u64) -> c_int;
+    pub(crate) fn cuMemcpyHtoD_v2(to: u64, from: *const c_void, bytes: usize) -> c_int;
+    pub(crate) fn cuMemcpyDtoH_v2(to: *mut c_void, from: u64, bytes: usize) -> c_int;
+    pub(crate) fn cuMemcpyDtoD_v2(to: u64, from: u64, bytes: usize) -> c_int;
+    pub(crate) fn cuMemcpy(to: u64, from: u64, bytes: usize) -> c_int;
+    pub(crate) fn cuMemcpyHtoDAsync_v2(to: u64, from: *const c_void, bytes: usize, stream: Handle) -> c_int;
+    pub(crate) fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: u64, bytes: usize, stream: Handle) -> c_int;
+    pub(crate) fn cuMemcpyDtoDAsync_v2(to: u64, from: u64, bytes: usize, stream: Handle) -> c_int;
+    pub(crate) fn cuMemcpy2D_v2(copy: *const [usize; 16]) -> c_int;
+    pub(crate) fn cuMemsetD8_v2(address: u64, value: u8, count: usize) -> c_int;
+    pub(crate) fn cuMemsetD16_v2(address: u64, value: u16, count: usize) -> c_int;
+    pub(crate) fn cuMemsetD32_v2(address: u64, value: u32, count: usize) -> c_int;
+    pub(crate) fn cuMemsetD8Async(address: u64, value: u8, count: usize, stream: Handle) -> c_int;
+    pub(crate) fn cuMemsetD32Async(address: u64, value: u32, count: usize, stream: Handle) -> c_int;
+    pub(crate) fn cuStreamCreate(stream: *mut Handle, flags: c_uint) -> c_int;
+    pub(crate) fn cuStreamCreateWithPriority(stream: *mut Handle, flags: c_uint, priority: c_int) -> c_int;
+    pub(crate) fn cuStreamGetPriority(stream: Handle, priority: *mut c_int) -> c_int;
+    pub(crate) fn cuStreamGetFlags(stream: Handle, flags: *mut c_uint) -> c_int;
+    pub(crate) fn cuStreamDestroy_v2(stream: Handle) -> c_int;
+    pub(crate) fn cuStreamSynchronize(stream: Handle) -> c_int;
+    pub(crate) fn cuStreamQuery(stream: Handle) -> c_int;
+    pub(crate) fn cuStreamWaitEvent(stream: Handle, event: Handle, flags: c_uint) -> c_int;
+    pub(crate) fn cuStreamBeginCapture_v2(stream: Handle, mode: c_uint) -> c_int;
+    pub(crate) fn cuStreamEndCapture(stream: Handle, graph: *mut Handle) -> c_int;
+    pub(crate) fn cuStreamIsCapturing(stream: Handle, status: *mut c_int) -> c_int;
+    pub(crate) fn cuThreadExchangeStreamCaptureMode(mode: *mut c_uint) -> c_int;
+    pub(crate) fn cuLaunchHostFunc(
         stream: Handle,
         f: Option<unsafe extern "C" fn(*mut c_void)>,
         user: *mut c_void,
     ) -> c_int;
-    pub fn cuEventCreate(event: *mut Handle, flags: c_uint) -> c_int;
-    pub fn cuEventRecord(event: Handle, stream: Handle) -> c_int;
-    pub fn cuEventRecordWithFlags(event: Handle, stream: Handle, flags: c_uint) -> c_int;
-    pub fn cuEventQuery(event: Handle) -> c_int;
-    pub fn cuEventSynchronize(event: Handle) -> c_int;
-    pub fn cuEventElapsedTime(milliseconds: *mut f32, start: Handle, end: Handle) -> c_int;
-    pub fn cuEventDestroy_v2(event: Handle) -> c_int;
-    pub fn cuModuleLoadData(module: *mut Handle, image: *const c_void) -> c_int;
-    pub fn cuModuleLoad(module: *mut Handle, path: *const c_char) -> c_int;
-    pub fn cuModuleUnload(module: Handle) -> c_int;
-    pub fn cuModuleGetFunction(function: *mut Handle, module: Handle, name: *const c_char) -> c_int;
-    pub fn cuModuleGetGlobal_v2(
+    pub(crate) fn cuEventCreate(event: *mut Handle, flags: c_uint) -> c_int;
+    pub(crate) fn cuEventRecord(event: Handle, stream: Handle) -> c_int;
+    pub(crate) fn cuEventRecordWithFlags(event: Handle, stream: Handle, flags: c_uint) -> c_int;
+    pub(crate) fn cuEventQuery(event: Handle) -> c_int;
+    pub(crate) fn cuEventSynchronize(event: Handle) -> c_int;
+    pub(crate) fn cuEventElapsedTime(milliseconds: *mut f32, start: Handle, end: Handle) -> c_int;
+    pub(crate) fn cuEventDestroy_v2(event: Handle) -> c_int;
+    pub(crate) fn cuModuleLoadData(module: *mut Handle, image: *const c_void) -> c_int;
+    pub(crate) fn cuModuleLoad(module: *mut Handle, path: *const c_char) -> c_int;
+    pub(crate) fn cuModuleUnload(module: Handle) -> c_int;
+    pub(crate) fn cuModuleGetFunction(function: *mut Handle, module: Handle, name: *const c_char) -> c_int;
+    pub(crate) fn cuModuleGetGlobal_v2(
         address: *mut u64,
         bytes: *mut usize,
         module: Handle,
         name: *const c_char,
     ) -> c_int;
-    pub fn cuFuncGetAttribute(value: *mut c_int, attribute: c_int, function: Handle) -> c_int;
-    pub fn cuFuncSetAttribute(function: Handle, attribute: c_int, value: c_int) -> c_int;
-    pub fn cuOccupancyMaxActiveBlocksPerMultiprocessor(
+    pub(crate) fn cuFuncGetAttribute(value: *mut c_int, attribute: c_int, function: Handle) -> c_int;
+    pub(crate) fn cuFuncSetAttribute(function: Handle, attribute: c_int, value: c_int) -> c_int;
+    pub(crate) fn cuOccupancyMaxActiveBlocksPerMultiprocessor(
         blocks: *mut c_int,
         function: Handle,
         threads: c_int,
         dynamic: usize,
     ) -> c_int;
-    pub fn cuOccupancyMaxPotentialBlockSize(
+    pub(crate) fn cuOccupancyMaxPotentialBlockSize(
         grid: *mut c_int,
         block: *mut c_int,
         function: Handle,
@@ -109,7 +118,7 @@ unsafe extern "C" {
         dynamic: usize,
         limit: c_int,
     ) -> c_int;
-    pub fn cuLaunchKernel(
+    pub(crate) fn cuLaunchKernel(
         function: Handle,
         gx: c_uint,
         gy: c_uint,
@@ -122,7 +131,7 @@ unsafe extern "C" {
         params: *const *const c_void,
         extra: *const *const c_void,
     ) -> c_int;
-    pub fn cuLaunchCooperativeKernel(
+    pub(crate) fn cuLaunchCooperativeKernel(
         function: Handle,
         gx: c_uint,
         gy: c_uint,
@@ -134,23 +143,23 @@ unsafe extern "C" {
         stream: Handle,
         params: *const *const c_void,
     ) -> c_int;
-    pub fn cuGraphInstantiateWithFlags(exec: *mut Handle, graph: Handle, flags: u64) -> c_int;
-    pub fn cuGraphLaunch(exec: Handle, stream: Handle) -> c_int;
-    pub fn cuGraphUpload(exec: Handle, stream: Handle) -> c_int;
-    pub fn cuGraphExecDestroy(exec: Handle) -> c_int;
-    pub fn cuGraphDestroy(graph: Handle) -> c_int;
-    pub fn cuGraphGetNodes(graph: Handle, nodes: *mut Handle, count: *mut usize) -> c_int;
-    pub fn cuGraphNodeGetType(node: Handle, kind: *mut c_int) -> c_int;
-    pub fn cuGetErrorName(code: c_int, text: *mut *const c_char) -> c_int;
-    pub fn cuGetErrorString(code: c_int, text: *mut *const c_char) -> c_int;
-    pub fn cuGetProcAddress_v2(
+    pub(crate) fn cuGraphInstantiateWithFlags(exec: *mut Handle, graph: Handle, flags: u64) -> c_int;
+    pub(crate) fn cuGraphLaunch(exec: Handle, stream: Handle) -> c_int;
+    pub(crate) fn cuGraphUpload(exec: Handle, stream: Handle) -> c_int;
+    pub(crate) fn cuGraphExecDestroy(exec: Handle) -> c_int;
+    pub(crate) fn cuGraphDestroy(graph: Handle) -> c_int;
+    pub(crate) fn cuGraphGetNodes(graph: Handle, nodes: *mut Handle, count: *mut usize) -> c_int;
+    pub(crate) fn cuGraphNodeGetType(node: Handle, kind: *mut c_int) -> c_int;
+    pub(crate) fn cuGetErrorName(code: c_int, text: *mut *const c_char) -> c_int;
+    pub(crate) fn cuGetErrorString(code: c_int, text: *mut *const c_char) -> c_int;
+    pub(crate) fn cuGetProcAddress_v2(
         symbol: *const c_char,
         function: *mut *const c_void,
         version: c_int,
         flags: u64,
         found: *mut c_int,
     ) -> c_int;
-    pub fn cuLibraryLoadData(
+    pub(crate) fn cuLibraryLoadData(
         library: *mut Handle,
         image: *const c_void,
         a: *const c_int,
@@ -160,21 +169,21 @@ unsafe extern "C" {
         e: *const *mut c_void,
         f: c_uint,
     ) -> c_int;
-    pub fn cuLibraryGetKernel(kernel: *mut Handle, library: Handle, name: *const c_char) -> c_int;
-    pub fn cuKernelGetFunction(function: *mut Handle, kernel: Handle) -> c_int;
-    pub fn cuLibraryUnload(library: Handle) -> c_int;
-    pub fn cuTexRefCreate(texture: *mut Handle) -> c_int;
+    pub(crate) fn cuLibraryGetKernel(kernel: *mut Handle, library: Handle, name: *const c_char) -> c_int;
+    pub(crate) fn cuKernelGetFunction(function: *mut Handle, kernel: Handle) -> c_int;
+    pub(crate) fn cuLibraryUnload(library: Handle) -> c_int;
+    pub(crate) fn cuTexRefCreate(texture: *mut Handle) -> c_int;
 
-    pub fn emu_version() -> c_int;
-    pub fn emu_errors() -> usize;
-    pub fn emu_error_text(index: usize, buffer: *mut c_char, len: usize) -> usize;
-    pub fn emu_clear_errors();
-    pub fn emu_reset_counters();
-    pub fn emu_counters_json(kernel: *const c_char, buffer: *mut c_char, len: usize) -> usize;
-    pub fn emu_expect_flops(flops: u64);
-    pub fn emu_set(key: *const c_char, value: *const c_char) -> c_int;
-    pub fn emu_name(address: u64, name: *const c_char) -> c_int;
-    pub fn emu_enqueue_host(
+    pub(crate) fn emu_version() -> c_int;
+    pub(crate) fn emu_errors() -> usize;
+    pub(crate) fn emu_error_text(index: usize, buffer: *mut c_char, len: usize) -> usize;
+    pub(crate) fn emu_clear_errors();
+    pub(crate) fn emu_reset_counters();
+    pub(crate) fn emu_counters_json(kernel: *const c_char, buffer: *mut c_char, len: usize) -> usize;
+    pub(crate) fn emu_expect_flops(flops: u64);
+    pub(crate) fn emu_set(key: *const c_char, value: *const c_char) -> c_int;
+    pub(crate) fn emu_name(address: u64, name: *const c_char) -> c_int;
+    pub(crate) fn emu_enqueue_host(
         stream: Handle,
         name: *const c_char,
         run: Option<unsafe extern "C" fn(*mut c_void, *const *mut u8)>,
@@ -187,15 +196,15 @@ unsafe extern "C" {
 
 /// What `emu_enqueue_host` wants to know of a piece of memory.
 #[repr(C)]
-pub struct Range {
-    pub address: u64,
-    pub bytes: u64,
-    pub write: u32,
-    pub padding: u32,
+pub(crate) struct Range {
+    pub(crate) address: u64,
+    pub(crate) bytes: u64,
+    pub(crate) write: u32,
+    pub(crate) padding: u32,
 }
 
 /// Kernels of the tests.
-pub const PTX: &str = r#"
+pub(crate) const PTX: &str = r#"
 .version 8.0
 .target sm_80
 .address_size 64
@@ -264,13 +273,13 @@ pub const PTX: &str = r#"
 static ONE: Mutex<()> = Mutex::new(());
 
 /// The driver for one test: other tests of the process wait.
-pub struct Session {
+pub(crate) struct Session {
     _one: MutexGuard<'static, ()>,
 }
 
 impl Session {
     /// Default settings but for those given, no findings, the primary context current.
-    pub fn new(settings: &[(&str, &str)]) -> Self {
+    pub(crate) fn new(settings: &[(&str, &str)]) -> Self {
         let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         unsafe {
             for key in ["EMU_CHECKS", "EMU_POOLS", "EMU_DEVICE", "EMU_MEM_LIMIT", "EMU_BUDGET"] {
@@ -301,12 +310,12 @@ impl Drop for Session {
 }
 
 /// A C text.
-pub fn text(s: &str) -> CString {
+pub(crate) fn text(s: &str) -> CString {
     CString::new(s).unwrap()
 }
 
 /// First lines of all findings, without their mark.
-pub fn findings() -> Vec<String> {
+pub(crate) fn findings() -> Vec<String> {
     texts()
         .iter()
         .map(|t| t.lines().next().unwrap_or("").trim_start_matches("========= ").to_owned())
@@ -314,7 +323,7 @@ pub fn findings() -> Vec<String> {
 }
 
 /// All findings.
-pub fn texts() -> Vec<String> {
+pub(crate) fn texts() -> Vec<String> {
     unsafe {
         (0..emu_errors())
             .map(|i| {
@@ -330,20 +339,20 @@ pub fn texts() -> Vec<String> {
 
 /// Nothing was found.
 #[track_caller]
-pub fn silent() {
+pub(crate) fn silent() {
     assert!(texts().is_empty(), "{}", texts().join("\n"));
 }
 
 /// Just one thing was found, and its first line starts so.
 #[track_caller]
-pub fn found_one(start: &str) {
+pub(crate) fn found_one(start: &str) {
     let findings = findings();
     assert!(findings.len() == 1 && findings[0].starts_with(start), "{findings:?}");
 }
 
 /// Device memory.
 #[track_caller]
-pub fn alloc(bytes: usize) -> u64 {
+pub(crate) fn alloc(bytes: usize) -> u64 {
     let mut address = 0;
     assert_eq!(unsafe { cuMemAlloc_v2(&raw mut address, bytes) }, OK);
     address
@@ -351,7 +360,7 @@ pub fn alloc(bytes: usize) -> u64 {
 
 /// Device memory with values.
 #[track_caller]
-pub fn upload(values: &[u32]) -> u64 {
+pub(crate) fn upload(values: &[u32]) -> u64 {
     let address = alloc(values.len() * 4);
     assert_eq!(unsafe { cuMemcpyHtoD_v2(address, values.as_ptr().cast(), values.len() * 4) }, OK);
     address
@@ -359,7 +368,7 @@ pub fn upload(values: &[u32]) -> u64 {
 
 /// Values in device memory.
 #[track_caller]
-pub fn download(address: u64, count: usize) -> Vec<u32> {
+pub(crate) fn download(address: u64, count: usize) -> Vec<u32> {
     let mut values = vec![0; count];
     assert_eq!(unsafe { cuMemcpyDtoH_v2(values.as_mut_ptr().cast(), address, count * 4) }, OK);
     values
@@ -367,7 +376,7 @@ pub fn download(address: u64, count: usize) -> Vec<u32> {
 
 /// A stream.
 #[track_caller]
-pub fn stream(flags: c_uint) -> Handle {
+pub(crate) fn stream(flags: c_uint) -> Handle {
     let mut stream = null_mut();
     assert_eq!(unsafe { cuStreamCreate(&raw mut stream, flags) }, OK);
     stream
@@ -375,7 +384,7 @@ pub fn stream(flags: c_uint) -> Handle {
 
 /// An event.
 #[track_caller]
-pub fn event(flags: c_uint) -> Handle {
+pub(crate) fn event(flags: c_uint) -> Handle {
     let mut event = null_mut();
     assert_eq!(unsafe { cuEventCreate(&raw mut event, flags) }, OK);
     event
@@ -383,7 +392,7 @@ pub fn event(flags: c_uint) -> Handle {
 
 /// A module of PTX text.
 #[track_caller]
-pub fn module(ptx: &str) -> Handle {
+pub(crate) fn module(ptx: &str) -> Handle {
     let mut module = null_mut();
     assert_eq!(unsafe { cuModuleLoadData(&raw mut module, text(ptx).as_ptr().cast()) }, OK);
     module
@@ -391,20 +400,20 @@ pub fn module(ptx: &str) -> Handle {
 
 /// A kernel of a module.
 #[track_caller]
-pub fn function(module: Handle, name: &str) -> Handle {
+pub(crate) fn function(module: Handle, name: &str) -> Handle {
     let mut function = null_mut();
     assert_eq!(unsafe { cuModuleGetFunction(&raw mut function, module, text(name).as_ptr()) }, OK);
     function
 }
 
 /// A parameter value.
-pub enum Value {
+pub(crate) enum Value {
     U32(u32),
     U64(u64),
 }
 
 /// Launches and returns the result.
-pub fn launch(function: Handle, blocks: u32, threads: u32, stream: Handle, values: &[Value]) -> c_int {
+pub(crate) fn launch(function: Handle, blocks: u32, threads: u32, stream: Handle, values: &[Value]) -> c_int {
     let pointers: Vec<*const c_void> = values
         .iter()
         .map(|value| match value {
