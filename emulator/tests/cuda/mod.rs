@@ -1,5 +1,7 @@
 //! The CUDA sources of this folder as PTX: compiled when the environment variable `NVCC` names a compiler, else the copy
 //! stored beside each source.
+// Not every test file uses all of it.
+#![allow(dead_code)]
 
 use std::{
     collections::BTreeMap,
