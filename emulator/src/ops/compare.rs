@@ -94,9 +94,7 @@ macro_rules! floating {
             Relation::Neu => $test(|a: $ty, b: $ty| $key(a) != $key(b)),
             Relation::Ltu => $test(|a: $ty, b: $ty| !($key(a) >= $key(b))),
             Relation::Leu => $test(|a: $ty, b: $ty| !($key(a) > $key(b))),
-            #[allow(clippy::eq_op)]
             Relation::Num => $test(|a: $ty, b: $ty| $key(a) == $key(a) && $key(b) == $key(b)),
-            #[allow(clippy::eq_op)]
             Relation::Nan => $test(|a: $ty, b: $ty| $key(a) != $key(a) || $key(b) != $key(b)),
         }
     };
@@ -164,6 +162,8 @@ fn halves_test<F: Fn(u16, u16) -> bool + Copy + 'static>(_: F) -> Test {
 }
 
 /// The test of a relation.
+// A negated comparison is how "or not ordered" is said, a value that differs from itself is how a NaN shows.
+#[allow(clippy::neg_cmp_op_on_partial_ord, clippy::eq_op)]
 fn test(i: &Instruction, relation: Relation, unsigned: bool, ty: Ty, ftz: bool) -> Result<Test, String> {
     if ftz && !matches!(ty, Ty::F32 | Ty::F16 | Ty::F16x2) {
         return Err(".ftz needs f32, f16 or f16x2".to_owned());
@@ -352,7 +352,7 @@ fn set_value(core: &mut Core<'_>, inst: &Inst, mask: u32) -> Flow {
     }
     let mut out = [0; 32];
     for (lane, value) in out.iter_mut().enumerate() {
-        let halves = (low.0 >> lane & 1) * 0xffff | (high.0 >> lane & 1) * 0xffff_0000;
+        let halves = ((low.0 >> lane & 1) * 0xffff) | ((high.0 >> lane & 1) * 0xffff_0000);
         *value = inst.imm as u32 & halves;
     }
     core.warp.regs.put32(inst.d, &out, mask, [low.1, high.1]);

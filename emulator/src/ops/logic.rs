@@ -261,8 +261,8 @@ fn shifted(ua: [u32; 2], un: u32, amount: &[u32; 32], part: u32, kind: u32) -> [
     let mut undef = [un; 2];
     // Seen from the end that bits move away from: `from` empties first, `to` receives.
     let (from, to) = if kind == LEFT { (0, 1) } else { (1, 0) };
-    for lane in 0..32 {
-        let (n, bit) = (amount[lane], 1 << lane);
+    for (lane, &n) in amount.iter().enumerate() {
+        let bit = 1 << lane;
         let sign = if kind == SIGNED { ua[from] & bit } else { 0 };
         undef[from] |= if n < part { ua[from] & bit } else { sign };
         undef[to] |= match n {

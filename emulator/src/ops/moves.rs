@@ -367,9 +367,9 @@ fn permute(core: &mut Core<'_>, inst: &Inst, mask: u32) -> Flow {
         let unknown = regs.any_undef32(inst.c);
         undef = [unknown; 2];
         if halves != [0; 4] {
-            for lane in 0..32 {
+            for (lane, control) in control.iter().enumerate() {
                 for n in 0..4 {
-                    let from = (control[lane] >> (4 * n) & 7) / 2;
+                    let from = (control >> (4 * n) & 7) / 2;
                     undef[n / 2] |= halves[from as usize] & 1 << lane;
                 }
             }
