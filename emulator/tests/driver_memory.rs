@@ -326,3 +326,18 @@ fn ranges_of_addresses() {
         assert_eq!(cuPointerGetAttribute((&raw mut base).cast(), 11, 12345), INVALID_VALUE);
     }
 }
+
+#[test]
+#[cfg(target_os = "linux")]
+fn the_host_gets_no_memory_at_device_addresses() {
+    let _session = Session::new(&[]);
+    let p = alloc(64);
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let kept = maps.lines().any(|line| {
+        let (range, rest) = line.split_once(' ').unwrap();
+        let (start, end) = range.split_once('-').unwrap();
+        let [start, end] = [start, end].map(|n| u64::from_str_radix(n, 16).unwrap());
+        rest.starts_with("---p") && start <= p && p + (1 << 30) <= end
+    });
+    assert!(kept, "{p:#x} in\n{maps}");
+}

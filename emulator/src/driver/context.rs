@@ -99,6 +99,8 @@ impl State {
         self.clear_objects();
     }
 
+    /// A property by its number in the API.
+    #[allow(clippy::match_same_arms)]
     fn attribute(&self, attribute: c_int) -> c_int {
         let model = &self.device.config.model;
         let int = |n: u32| c_int::try_from(n).unwrap_or(c_int::MAX);
@@ -159,7 +161,7 @@ const UUID: [u8; 16] = *b"foveate emulator";
 
 exports! {
     /// Starts the driver.
-    free fn cuInit(flags: c_uint) |_| {
+    free fn cuInit(flags: c_uint) |()| {
         if flags != 0 {
             return Err(Code::InvalidValue);
         }
@@ -174,7 +176,7 @@ exports! {
     }
 
     /// The version of the API that is emulated.
-    free fn cuDriverGetVersion(version: Out<c_int>) |_| {
+    free fn cuDriverGetVersion(version: Out<c_int>) |()| {
         version.set(VERSION)
     }
 

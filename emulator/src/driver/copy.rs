@@ -21,7 +21,8 @@ impl State {
                 // SAFETY: the caller promised `n` readable bytes. They are copied first: page-locked memory may be both ends.
                 let source = unsafe { std::slice::from_raw_parts(with_exposed_provenance::<u8>(from), n) };
                 if self.is_pinned(to) {
-                    self.device.write(to, &source.to_vec())?;
+                    let source = source.to_vec();
+                    self.device.write(to, &source)?;
                 } else {
                     self.device.write(to, source)?;
                 }
@@ -185,7 +186,7 @@ impl State {
         width: usize,
         rows: usize,
     ) -> Status {
-        if address % size != 0 || (rows > 1 && pitch as u64 % size != 0) {
+        if !address.is_multiple_of(size) || (rows > 1 && !(pitch as u64).is_multiple_of(size)) {
             return Err(Code::InvalidValue);
         }
         let pattern = value.to_le_bytes();

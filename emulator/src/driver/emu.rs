@@ -27,7 +27,7 @@ pub struct EmuRange {
     /// 0 = read, else written.
     pub write: u32,
     /// Not used.
-    pub _pad: u32,
+    pub pad: u32,
 }
 
 /// Runs with the caller's argument and one host pointer a range.
@@ -78,7 +78,7 @@ impl State {
         done.seconds += bytes as f64 / self.device.config.model.bandwidth;
         // SAFETY: the pointers stay valid under the lock, and the caller promised that the function takes them.
         callback(|| unsafe {
-            (work.run)(std::ptr::with_exposed_provenance_mut(work.user), pointers.as_ptr())
+            (work.run)(std::ptr::with_exposed_provenance_mut(work.user), pointers.as_ptr());
         });
         for range in work.ranges.iter().filter(|range| range.write != 0) {
             if let Some(index) = self.device.range(range.address, range.bytes, "call")? {
@@ -140,7 +140,7 @@ impl State {
     }
 }
 
-/// For exports whose result is no CUresult: a panic gives `other`.
+/// For exports whose result is no `CUresult`: a panic gives `other`.
 fn plain<T>(name: &str, other: T, body: impl FnOnce(&mut State) -> T) -> T {
     catch_unwind(AssertUnwindSafe(|| with(body))).unwrap_or_else(|panic| {
         super::state::internal_error(name, panic.as_ref());

@@ -120,7 +120,7 @@ fn find(code: c_int) -> Result<&'static (c_int, &'static CStr, &'static CStr), C
 
 exports! {
     /// The identifier of a result.
-    free fn cuGetErrorName(error: c_int, text: Out<*const c_char>) |_| {
+    free fn cuGetErrorName(error: c_int, text: Out<*const c_char>) |()| {
         match find(error) {
             Ok((_, name, _)) => text.set(name.as_ptr()),
             Err(code) => {
@@ -131,7 +131,7 @@ exports! {
     }
 
     /// A description of a result.
-    free fn cuGetErrorString(error: c_int, text: Out<*const c_char>) |_| {
+    free fn cuGetErrorString(error: c_int, text: Out<*const c_char>) |()| {
         match find(error) {
             Ok((.., description)) => text.set(description.as_ptr()),
             Err(code) => {

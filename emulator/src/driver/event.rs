@@ -7,9 +7,9 @@ use super::order::Clock;
 use super::state::{State, number, opaque};
 use std::ffi::c_uint;
 
-/// CU_EVENT_DISABLE_TIMING.
+/// `CU_EVENT_DISABLE_TIMING`.
 const DISABLE_TIMING: c_uint = 2;
-/// CU_EVENT_INTERPROCESS.
+/// `CU_EVENT_INTERPROCESS`.
 const INTERPROCESS: c_uint = 4;
 
 /// An event.

@@ -9,9 +9,9 @@ use super::state::{State, number, opaque, usable, with};
 use std::ffi::{c_char, c_int, c_uint, c_ulonglong, c_void};
 use std::sync::Arc;
 
-/// CUDA_GRAPH_INSTANTIATE_FLAG_DEVICE_LAUNCH.
+/// `CUDA_GRAPH_INSTANTIATE_FLAG_DEVICE_LAUNCH`.
 const DEVICE_LAUNCH: u64 = 4;
-/// AUTO_FREE_ON_LAUNCH, UPLOAD, DEVICE_LAUNCH and USE_NODE_PRIORITY.
+/// `AUTO_FREE_ON_LAUNCH`, `UPLOAD`, `DEVICE_LAUNCH` and `USE_NODE_PRIORITY`.
 const KNOWN_FLAGS: u64 = 15;
 
 /// An operation of a graph.

@@ -10,7 +10,7 @@ use std::ffi::{c_uint, c_void};
 use std::io::Write;
 use std::sync::Arc;
 
-/// CU_LAUNCH_ATTRIBUTE_COOPERATIVE and _CLUSTER_DIMENSION.
+/// `CU_LAUNCH_ATTRIBUTE_COOPERATIVE` and `_CLUSTER_DIMENSION`.
 const COOPERATIVE: c_uint = 2;
 const CLUSTER: c_uint = 4;
 

@@ -20,6 +20,7 @@ pub mod memory;
 pub mod module;
 mod order;
 pub mod pool;
+mod reserve;
 mod state;
 pub mod stream;
 pub mod unsupported;

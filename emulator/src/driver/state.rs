@@ -10,10 +10,11 @@ use super::memory::HostBlock;
 use super::module::Loaded;
 use super::order::{Clock, Order};
 use super::pool::Pool;
+use super::reserve;
 use super::stream::Stream;
 use crate::config::{Check, Config, Level};
 use crate::device::{Device, DeviceError};
-use crate::mem::MemoryError;
+use crate::mem::{DEVICE_BASE, MemoryError};
 use crate::ptx::ast;
 use crate::report::Fault;
 use std::any::Any;
@@ -79,6 +80,9 @@ impl State {
             log_launches: false,
             next_handle: 0x1000,
         };
+        if let Some(base) = reserve::device_addresses(DEVICE_BASE) {
+            state.device.memory.start_at(base);
+        }
         state.add_default_stream();
         state.add_default_pool();
         state

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 pub(crate) const LEGACY: usize = 1;
 /// Handle of the calling thread's own default stream.
 const PER_THREAD: usize = 2;
-/// CU_STREAM_NON_BLOCKING.
+/// `CU_STREAM_NON_BLOCKING`.
 const NON_BLOCKING: c_uint = 1;
 
 /// A stream.

@@ -135,6 +135,11 @@ impl Memory {
         Self { next_device: DEVICE_BASE, next_module: MODULE_BASE, limit, ..Self::default() }
     }
 
+    /// Later device allocations get addresses from `base` on, if it is not below one that was given out.
+    pub fn start_at(&mut self, base: u64) {
+        self.next_device = self.next_device.max(base);
+    }
+
     /// Allocates `len > 0` bytes, undefined; returns the address.
     ///
     /// # Errors
