@@ -57,13 +57,13 @@ impl State {
             4 => int(kernel.registers.into()),
             5 => int(kernel.ptx_version.into()),
             6 => int(sm.into()),
-            7 => 0,
             8 => {
                 let default = FREE_SHARED.min(opt_in).saturating_sub(kernel.shared_dynamic);
                 int(f.max_dynamic.unwrap_or(default).into())
             }
             9 => f.carveout,
-            10..=15 => 0,
+            // Cache mode, clusters.
+            7 | 10..=15 => 0,
             _ => return Err(Code::InvalidValue),
         })
     }
