@@ -2,24 +2,25 @@
 
 use crate::config::{Check, Config, Level};
 use std::collections::HashMap;
+use std::fmt::Write;
 
 /// A fault makes every later driver call fail with this code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// CUDA_ERROR_ILLEGAL_ADDRESS.
+    /// `CUDA_ERROR_ILLEGAL_ADDRESS`.
     IllegalAddress,
-    /// CUDA_ERROR_MISALIGNED_ADDRESS.
+    /// `CUDA_ERROR_MISALIGNED_ADDRESS`.
     Misaligned,
-    /// CUDA_ERROR_ASSERT.
+    /// `CUDA_ERROR_ASSERT`.
     Assert,
-    /// CUDA_ERROR_LAUNCH_FAILED.
+    /// `CUDA_ERROR_LAUNCH_FAILED`.
     LaunchFailed,
-    /// CUDA_ERROR_LAUNCH_TIMEOUT: the instruction budget is spent.
+    /// `CUDA_ERROR_LAUNCH_TIMEOUT`: the instruction budget is spent.
     Timeout,
 }
 
 impl Fault {
-    /// The documented CUresult.
+    /// The documented `CUresult`.
     pub const fn code(self) -> i32 {
         match self {
             Self::IllegalAddress => 700,
@@ -69,7 +70,7 @@ impl Reports {
     }
 
     /// Files a finding. The first line starts with a fixed word per kind: Invalid, Misaligned, Undefined, Race, Barrier, Deadlock,
-    /// Leak, StreamOrder, ReadOnly, Misuse.
+    /// Leak, `StreamOrder`, `ReadOnly`, Misuse.
     pub fn push(&mut self, check: Check, level: Level, kernel: &str, line: u32, lines: &[String]) {
         if level == Level::Off {
             return;
@@ -90,7 +91,7 @@ impl Reports {
         for (i, line) in lines.iter().enumerate() {
             let indent = if i == 0 { "" } else { "    " };
             let mark = if i == 0 { mark } else { "" };
-            text.push_str(&format!("========= {indent}{line}{mark}\n"));
+            let _ = writeln!(text, "========= {indent}{line}{mark}");
         }
         if self.print {
             eprint!("{text}");

@@ -4,6 +4,7 @@ mod common;
 
 use common::{Arg, Ran, config, kernel, run, run_with, words};
 use cuda::config::{Check, Config};
+use cuda::device::Shape;
 
 /// Pointers to `s + 4 * index` for registers: `slot(5, "%r2")` gives `%r5` the address of word `%r2` of `s`.
 fn slot(register: u32, index: &str) -> String {
@@ -609,9 +610,28 @@ MEET:
 
 #[test]
 fn blocks_that_wait_for_each_other() {
-    let args = || [words(&[9, 9]), words(&[8, 8]), words(&[0])];
-    let ran = global(strict(), 2, &args(), GRID_BARRIER).silent();
-    assert_eq!(ran.words(0), [0, 1]);
+    let body = format!("    mov.u32 %r1, %ctaid.x;\n    mov.u32 %r2, %nctaid.x;\n{GRID_BARRIER}");
+    let (mut device, module) = common::load(&kernel(3, &body), strict());
+    let mut params = Vec::new();
+    for content in [[9u32, 9], [8, 8], [0, 0]] {
+        let address = device.allocate(8).unwrap();
+        device.write(address, &content.map(u32::to_le_bytes).concat()).unwrap();
+        params.extend(address.to_le_bytes());
+    }
+    // A cooperative launch, as the runtime has it for a barrier of the grid: blocks take short turns.
+    let shape = Shape {
+        grid: [2, 1, 1],
+        block: [64, 1, 1],
+        dynamic_shared: 0,
+        max_dynamic_shared: None,
+        cooperative: true,
+        stream: 0,
+    };
+    let launch = device.launch(&module.kernels["test"], &shape, &params).unwrap();
+    let mut out = [0; 8];
+    device.read(u64::from_le_bytes(params[..8].try_into().unwrap()), &mut out).unwrap();
+    assert_eq!(out, [0, 0, 0, 0, 1, 0, 0, 0]);
+    Ran { device, launch: Some(launch), buffers: Vec::new(), addresses: Vec::new() }.silent();
 }
 
 #[test]
@@ -646,6 +666,20 @@ DONE:"
     let ran = global(strict(), 3, &args(), &chain("membar.gl;")).silent();
     assert_eq!(ran.words(0), [42]);
     only(&global(strict(), 3, &args(), &chain("")).found("Race"), Check::Global);
+}
+
+#[test]
+fn a_releasing_atomic_needs_no_fence() {
+    let go = |atomic: &str| {
+        let body = reduction("").replace("atom.global.add.u32", atomic);
+        global(strict(), 9, &[words(&[0]), words(&[0; 9]), words(&[0])], &body)
+    };
+    for atomic in ["atom.acq_rel.gpu.global.add.u32", "atom.release.gpu.global.add.u32"] {
+        assert_eq!(go(atomic).silent().words(0), [9 * 10 + 36]);
+    }
+    for atomic in ["atom.relaxed.gpu.global.add.u32", "atom.acquire.gpu.global.add.u32"] {
+        only(&go(atomic).found("Race: read after write"), Check::Global);
+    }
 }
 
 #[test]

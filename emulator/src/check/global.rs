@@ -274,7 +274,7 @@ impl Now<'_> {
         let mut found = None;
         if past.writer != 0 {
             if self.access.read_only {
-                found = Some(self.conflict(past.writer, past.writer_pc, Touch::Write, order, address, true));
+                found = Some(conflict(past.writer, past.writer_pc, Touch::Write, order, address, true));
             }
             found = found.or(self.against(past.writer, past.writer_pc, Touch::Write, order, address));
         }
@@ -295,7 +295,7 @@ impl Now<'_> {
     fn changed(&self, past: &Past, order: &mut Order, address: u64) -> Option<GlobalConflict> {
         let reader_pc = past.reader_pc & !READ_ONLY;
         if past.reader_pc & READ_ONLY != 0 {
-            return Some(self.conflict(past.reader, reader_pc, Touch::Read, order, address, true));
+            return Some(conflict(past.reader, reader_pc, Touch::Read, order, address, true));
         }
         if let Some(found) = self.against(past.writer, past.writer_pc, Touch::Write, order, address) {
             return Some(found);
@@ -307,7 +307,7 @@ impl Now<'_> {
             return self.against(past.reader, reader_pc, Touch::Read, order, address);
         }
         let ordered = order.all_before(past.reader & !SEVERAL, self.access.block);
-        (!ordered).then(|| self.conflict(past.reader, reader_pc, Touch::Read, order, address, false))
+        (!ordered).then(|| conflict(past.reader, reader_pc, Touch::Read, order, address, false))
     }
 
     fn against(
@@ -321,18 +321,17 @@ impl Now<'_> {
         if segment == 0 || segment == self.segment || order.before(segment, self.access.block) {
             return None;
         }
-        Some(self.conflict(segment, pc, touch, order, address, false))
+        Some(conflict(segment, pc, touch, order, address, false))
     }
+}
 
-    fn conflict(
-        &self,
-        segment: u32,
-        pc: u32,
-        touch: Touch,
-        order: &Order,
-        address: u64,
-        read_only: bool,
-    ) -> GlobalConflict {
-        GlobalConflict { first: (order.block(segment & !SEVERAL), pc, touch), address, read_only }
-    }
+fn conflict(
+    segment: Segment,
+    pc: u32,
+    touch: Touch,
+    order: &Order,
+    address: u64,
+    read_only: bool,
+) -> GlobalConflict {
+    GlobalConflict { first: (order.block(segment & !SEVERAL), pc, touch), address, read_only }
 }

@@ -112,7 +112,7 @@ pub(super) struct Past<'a> {
 
 impl Past<'_> {
     /// The access of a lane to a whole word.
-    #[inline(always)]
+    #[inline]
     pub(super) fn word(
         &self,
         word: &mut Word,

@@ -142,7 +142,7 @@ impl SharedRace {
             let lane = rest.trailing_zeros();
             rest &= rest - 1;
             let offset = access.offsets[lane as usize];
-            if (offset | access.size) & 3 == 0 {
+            if (offset | access.size).is_multiple_of(4) {
                 let first = (offset / 4) as usize;
                 let Some(range) = self.words.get_mut(first..first + words as usize) else { continue };
                 for (k, word) in range.iter_mut().enumerate() {

@@ -60,7 +60,7 @@ fn scattered(addresses: &[u64; 32], mask: u32, size: u32, touched: &mut Touched,
             bytes[at] |= within;
         }
     };
-    let wanted = ((1u64 << size.min(32)) - 1) as u64;
+    let wanted = (1u64 << size.min(32)) - 1;
     let mut rest = mask;
     while rest != 0 {
         let address = addresses[rest.trailing_zeros() as usize];
@@ -108,10 +108,11 @@ impl Touched {
             let end = last.min(sector | (PAGE - 1));
             let bits = &mut self.pages[page].bits[usize::from(write)];
             let (low, high) = ((sector % PAGE) as usize, (end % PAGE) as usize);
-            for word in low / 64..=high / 64 {
-                let from = if word == low / 64 { low % 64 } else { 0 };
-                let to = if word == high / 64 { high % 64 } else { 63 };
-                bits[word] |= (u64::MAX << from) & (u64::MAX >> (63 - to));
+            let (first_word, last_word) = (low / 64, high / 64);
+            for (k, word) in bits[first_word..=last_word].iter_mut().enumerate() {
+                let from = if k == 0 { low % 64 } else { 0 };
+                let to = if first_word + k == last_word { high % 64 } else { 63 };
+                *word |= (u64::MAX << from) & (u64::MAX >> (63 - to));
             }
             if end == last {
                 return;

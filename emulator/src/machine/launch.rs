@@ -47,6 +47,8 @@ pub struct Outcome {
 /// Instructions of a slice, and those after which a block that has not ended makes room for another.
 const SLICE: u64 = 4096;
 const PARK: u64 = 50_000_000;
+/// The same where blocks are meant to wait for each other.
+const TURN: u64 = 200_000;
 
 struct Resident {
     block: Block,
@@ -197,7 +199,7 @@ impl Run<'_> {
     /// Runs a block until it ends or has had its turn.
     fn block(&mut self, resident: &mut Resident) -> BlockEnd {
         let count = resident.warps.len();
-        let mut turn = PARK;
+        let mut turn = if self.spec.cooperative { TURN } else { PARK };
         loop {
             let mut progress = false;
             for position in 0..count {

@@ -575,10 +575,19 @@ pub(crate) fn note_global(
         read_only: note.read_only,
         float_atomic: note.float_atomic,
     };
+    // A releasing store or atomic is a fence and a relaxed one.
+    if note.touch == Touch::Atomic && note.kind != GlobalKind::Load && releases(core, inst) {
+        core.global_race.fence(core.block.index, core.warp.id);
+    }
     match core.global_race.access(&access) {
         None => Ok(()),
         Some(conflict) => conflicts::global(core, inst, &access, &conflict),
     }
+}
+
+fn releases(core: &Core<'_>, inst: &Inst) -> bool {
+    let text = &core.kernel.meta[inst.pc as usize].text;
+    text.split_whitespace().any(|word| word.split('.').any(|w| w == "release" || w == "acq_rel"))
 }
 
 /// Looks for races in shared memory and for bytes that an asynchronous copy is about to write. `shadow` are all shadow bits of the

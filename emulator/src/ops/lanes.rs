@@ -94,6 +94,7 @@ pub struct Pair(pub u16, pub u16);
 
 /// Makes a value of a type that has only one.
 #[inline(always)]
+#[expect(clippy::uninit_assumed_init, reason = "a value without bytes is never uninitialised")]
 pub(crate) fn conjure<F: Copy + 'static>() -> F {
     const { assert!(size_of::<F>() == 0, "an instruction's function must not capture anything") };
     // SAFETY: F has no bytes, so there is nothing to initialise, and it is Copy; every caller was handed a value of it before.
