@@ -20,7 +20,7 @@ fn nanoseconds(body: &str, settings: &[(&str, &str)]) -> f64 {
         st.shared.u32 [%r3], %r0; st.shared.v4.u32 [%r5], {%r0, %r0, %r0, %r0}; mov.u32 %r20, %r0; mov.u32 %r21, %r0; mov.u32 %r22, %r0; mov.u32 %r23, %r0; st.shared.u32 [%r6], %r0; mov.u32 %r100, 0;\n";
     let time = |copies: usize| {
         let body = format!(
-            "{setup}loop:\n{} add.u32 %r100, %r100, 1; setp.lt.u32 %p1, %r100, {TURNS}; @%p1 bra loop;",
+            "{setup}bar.warp.sync -1;\nloop:\n{} add.u32 %r100, %r100, 1; setp.lt.u32 %p1, %r100, {TURNS}; @%p1 bra loop;",
             body.repeat(copies)
         );
         let ptx = kernel(2, &body);

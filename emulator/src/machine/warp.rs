@@ -28,23 +28,25 @@ pub struct Group {
     pub state: State,
 }
 
-/// An asynchronous copy that has been issued and not yet completed (spec section 6): the bytes were read at the issue.
+/// The asynchronous copies that one instruction issued and that are not complete (spec section 6): the bytes were read at the issue.
 #[derive(Clone, Debug)]
 pub struct PendingCopy {
-    /// Offset in shared memory.
-    pub offset: u32,
+    /// Lanes whose copy is not complete.
+    pub lanes: u32,
+    /// Those of them that have not committed theirs.
+    pub open: u32,
+    /// Commit group of each other lane's copy.
+    pub groups: [u32; 32],
+    /// Offsets in shared memory.
+    pub offsets: [u32; 32],
     /// Bytes to write: 4, 8 or 16.
     pub size: u32,
     /// The bytes.
-    pub data: [u8; 16],
+    pub data: [[u8; 16]; 32],
     /// Their shadow.
-    pub shadow: [u8; 16],
-    /// Lane that issued it.
-    pub lane: u32,
+    pub shadow: [[u8; 16]; 32],
     /// Instruction that issued it.
     pub pc: u32,
-    /// Commit group of that lane it belongs to; `u32::MAX` while uncommitted.
-    pub group: u32,
 }
 
 /// A warp.

@@ -86,6 +86,93 @@ pub(crate) fn addresses(core: &Core<'_>, slot: u32, wide: bool, offset: i64) -> 
     out
 }
 
+/// How the addresses of a whole warp lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// One lane behind the other.
+    Row,
+    /// All at one place.
+    Point,
+}
+
+impl Shape {
+    /// Bytes that an access of this shape covers.
+    #[inline(always)]
+    pub(crate) fn length(self, size: u32) -> usize {
+        if self == Self::Row { 32 * size as usize } else { size as usize }
+    }
+}
+
+/// The address of lane 0 and the shape of all 32, where they have one and all are defined.
+#[inline(always)]
+pub(crate) fn whole(core: &Core<'_>, slot: u32, wide: bool, offset: i64, size: u32) -> Option<(u64, Shape)> {
+    let regs = &core.warp.regs;
+    let (first, row, point);
+    if wide {
+        let base = regs.get64(slot);
+        let (mut away, mut any) = (0, 0);
+        for lane in 0..32 {
+            let distance = base[lane].wrapping_sub(base[0]);
+            away |= distance ^ lane as u64 * u64::from(size);
+            any |= distance;
+        }
+        if regs.track && regs.any_undef64(slot) != 0 {
+            return None;
+        }
+        (first, row, point) = (base[0].wrapping_add(offset as u64), away == 0, any == 0);
+    } else {
+        let base = regs.get32(slot);
+        let (mut away, mut any) = (0, 0);
+        for lane in 0..32 {
+            let distance = base[lane].wrapping_sub(base[0]);
+            away |= distance ^ lane as u32 * size;
+            any |= distance;
+        }
+        if regs.track && regs.any_undef32(slot) != 0 {
+            return None;
+        }
+        (first, row, point) = (u64::from(base[0].wrapping_add(offset as u32)), away == 0, any == 0);
+    }
+    match (row, point) {
+        (true, _) => Some((first, Shape::Row)),
+        (_, true) => Some((first, Shape::Point)),
+        _ => None,
+    }
+}
+
+/// The `length` bytes at `first` as a range of an allocation, if they are in it, aligned to `size`, and may be accessed.
+#[inline(always)]
+pub(crate) fn block_of(
+    a: &Allocation,
+    touch: Touch,
+    first: u64,
+    length: usize,
+    size: u32,
+) -> Option<std::ops::Range<usize>> {
+    let at = first.wrapping_sub(a.base);
+    let last = a.len.checked_sub(length as u64)?;
+    let good = at <= last && first & u64::from(size - 1) == 0 && allows(a, Space::Global, touch);
+    good.then(|| at as usize..at as usize + length)
+}
+
+/// Somebody wants to know of global accesses.
+#[inline(always)]
+pub(crate) fn global_is_watched(core: &Core<'_>) -> bool {
+    core.counters.memory
+        || core.config.level(Check::Global) != Level::Off
+        || core.config.level(Check::ReadOnly) != Level::Off
+}
+
+/// Bytes of shared memory the block may use.
+#[inline(always)]
+pub(crate) fn shared_length(core: &Core<'_>) -> u64 {
+    // Without dynamic memory the padding that would align it belongs to nobody.
+    match core.block.ids.dynamic_shared {
+        0 => u64::from(core.kernel.shared_static),
+        _ => core.block.shared.len() as u64,
+    }
+}
+
 /// Reports lanes whose address is undefined.
 #[inline(always)]
 pub(crate) fn defined_address(
@@ -440,11 +527,7 @@ pub(crate) fn in_shared(
     mask: u32,
     size: u32,
 ) -> Result<Lanes, Flow> {
-    // Without dynamic memory the padding that would align it belongs to nobody.
-    let len = match core.block.ids.dynamic_shared {
-        0 => u64::from(core.kernel.shared_static),
-        _ => core.block.shared.len() as u64,
-    };
+    let len = shared_length(core);
     within(offsets, mask, 0, len, size)
         .ok_or_else(|| past(core, inst, Space::Shared, touch, offsets, mask, size, len))
 }

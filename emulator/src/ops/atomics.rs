@@ -321,7 +321,7 @@ fn undefined_memory(lanes: &Lanes, shadow: &[u8], mask: u32) -> u32 {
     lanes_where(mask, |lane| lanes.slice(shadow, lane).iter().any(|s| s & UNDEFINED != 0))
 }
 
-/// Reads, changes and writes the bytes of each lane; the old values go to the destination.
+/// Reads, changes and writes the bytes of each lane; the old values go to the destination. The common operations have loops of their own.
 #[allow(clippy::too_many_arguments)]
 fn apply(
     regs: &mut Regs,
@@ -334,7 +334,6 @@ fn apply(
     mask: u32,
     global: bool,
 ) {
-    let size = form.ty.size() as usize;
     for j in 0..form.count {
         let (source, destination) = if form.count == 1 {
             (inst.b, inst.d)
@@ -342,9 +341,56 @@ fn apply(
             (extra[inst.x as usize + j], extra[inst.x as usize + form.count + j])
         };
         let third = if form.op == Op::Cas { inst.c } else { source };
+        let turn = Turn { lanes, mask, at: j * form.ty.size() as usize, source, third, destination };
+        let Form { op, ty, .. } = form;
+        match (op, ty) {
+            (Op::Add, Ty::U32 | Ty::S32) => {
+                turn.words(regs, bytes, shadow, |old, b| old.wrapping_add(b));
+            }
+            (Op::Add, Ty::F32) => turn.words(regs, bytes, shadow, |old, b| {
+                float(Op::Add, Ty::F32, u64::from(old), u64::from(b), global) as u32
+            }),
+            _ => turn.any(regs, bytes, shadow, op, ty, global),
+        }
+    }
+}
+
+/// One element of an atomic: where its operands are.
+struct Turn<'a> {
+    lanes: &'a Lanes,
+    mask: u32,
+    at: usize,
+    source: u32,
+    third: u32,
+    destination: u32,
+}
+
+impl Turn<'_> {
+    #[inline(always)]
+    fn words(&self, regs: &mut Regs, bytes: &mut [u8], shadow: &mut [u8], f: impl Fn(u32, u32) -> u32) {
+        let b = *regs.get32(self.source);
+        let mut old = [0; 32];
+        let mut rest = self.mask;
+        while rest != 0 {
+            let lane = rest.trailing_zeros() as usize;
+            rest &= rest - 1;
+            let at = self.lanes.offset(lane) + self.at;
+            if let Some(word) = bytes.get_mut(at..).and_then(|tail| tail.first_chunk_mut::<4>()) {
+                old[lane] = u32::from_le_bytes(*word);
+                *word = f(old[lane], b[lane]).to_le_bytes();
+            }
+            if let Some(marks) = shadow.get_mut(at..).and_then(|tail| tail.first_chunk_mut::<4>()) {
+                *marks = [DEFINED; 4];
+            }
+        }
+        regs.put32(self.destination, &old, self.mask, [0; 2]);
+    }
+
+    fn any(&self, regs: &mut Regs, bytes: &mut [u8], shadow: &mut [u8], op: Op, ty: Ty, global: bool) {
+        let size = ty.size() as usize;
         let mut old = [0u64; 32];
         let mut undef = 0;
-        let mut rest = mask;
+        let mut rest = self.mask;
         while rest != 0 {
             let lane = rest.trailing_zeros() as usize;
             rest &= rest - 1;
@@ -353,22 +399,21 @@ fn apply(
                 2 => u64::from(regs.get32(slot)[lane] as u16),
                 _ => u64::from(regs.get32(slot)[lane]),
             };
-            let (b, c) = (value(source), value(third));
-            let at = lanes.slice_mut(bytes, lane);
-            let at = &mut at[j * size..(j + 1) * size];
+            let (b, c) = (value(self.source), value(self.third));
+            let at = &mut self.lanes.slice_mut(bytes, lane)[self.at..self.at + size];
             let mut word = [0; 8];
             word[..size].copy_from_slice(at);
             old[lane] = u64::from_le_bytes(word);
-            let new = result(form.op, form.ty, old[lane], b, c, global);
+            let new = result(op, ty, old[lane], b, c, global);
             at.copy_from_slice(&new.to_le_bytes()[..size]);
-            let marks = &mut lanes.slice_mut(shadow, lane)[j * size..(j + 1) * size];
-            undef |= u32::from(form.op == Op::Exch && marks.iter().any(|s| s & UNDEFINED != 0)) << lane;
+            let marks = &mut self.lanes.slice_mut(shadow, lane)[self.at..self.at + size];
+            undef |= u32::from(op == Op::Exch && marks.iter().any(|s| s & UNDEFINED != 0)) << lane;
             marks.fill(DEFINED);
         }
         if size == 8 {
-            regs.put64(destination, &old, mask, [undef; 2]);
+            regs.put64(self.destination, &old, self.mask, [undef; 2]);
         } else {
-            regs.put32(destination, &old.map(|v| v as u32), mask, [undef; 2]);
+            regs.put32(self.destination, &old.map(|v| v as u32), self.mask, [undef; 2]);
         }
     }
 }
@@ -416,6 +461,7 @@ fn result(op: Op, ty: Ty, old: u64, b: u64, c: u64, global: bool) -> u64 {
     }
 }
 
+#[inline]
 fn float(op: Op, ty: Ty, old: u64, b: u64, global: bool) -> u64 {
     match ty {
         Ty::F16x2 | Ty::BF16x2 => {

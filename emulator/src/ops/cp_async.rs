@@ -19,9 +19,6 @@ use crate::mem::{DEFINED, PENDING};
 use crate::ptx::ast::{Instruction, Operand, Space, Ty};
 use crate::report::Fault;
 
-/// Group number of a copy that is not committed.
-const OPEN: u32 = u32::MAX;
-
 /// `Inst::aux` of a copy: bits 0 to 4 its size, then how much of the source counts and how wide the addresses are.
 const SIZE: u32 = 31;
 const SOURCE_SIZE: u32 = 1 << 5;
@@ -177,16 +174,17 @@ fn start(core: &mut Core<'_>, inst: &Inst, mask: u32) -> Result<(), Flow> {
         for mark in lanes.slice_mut(&mut core.block.shared_shadow, lane) {
             *mark |= PENDING;
         }
-        core.warp.copies.push(PendingCopy {
-            offset: offsets[lane],
-            size,
-            data: data[lane],
-            shadow: shadow[lane],
-            lane: lane as u32,
-            pc: inst.pc,
-            group: OPEN,
-        });
     }
+    core.warp.copies.push(PendingCopy {
+        lanes: mask,
+        open: mask,
+        groups: [0; 32],
+        offsets,
+        size,
+        data,
+        shadow,
+        pc: inst.pc,
+    });
     Ok(())
 }
 
@@ -245,8 +243,13 @@ fn commit(core: &mut Core<'_>, _: &Inst, mask: u32) -> Flow {
 /// Ends the open group of each lane; it may be empty.
 fn close(core: &mut Core<'_>, mask: u32) {
     let committed = &mut core.warp.committed;
-    for copy in core.warp.copies.iter_mut().filter(|copy| copy.group == OPEN && mask >> copy.lane & 1 == 1) {
-        copy.group = committed[copy.lane as usize];
+    for copy in core.warp.copies.iter_mut().filter(|copy| copy.open & mask != 0) {
+        for lane in 0..32 {
+            if (copy.open & mask) >> lane & 1 == 1 {
+                copy.groups[lane] = committed[lane];
+            }
+        }
+        copy.open &= !mask;
     }
     for (lane, count) in committed.iter_mut().enumerate() {
         *count += mask >> lane & 1;
@@ -268,68 +271,58 @@ fn complete(core: &mut Core<'_>, mask: u32, pending: u32) -> Flow {
     if core.warp.copies.is_empty() {
         return Flow::Next;
     }
-    let committed = core.warp.committed;
-    let due = |copy: &PendingCopy| {
-        mask >> copy.lane & 1 == 1
-            && copy.group != OPEN
-            && committed[copy.lane as usize] - copy.group > pending
-    };
-    let mut batch: Vec<PendingCopy> = Vec::new();
-    for copy in &core.warp.copies {
-        if due(copy) {
-            batch.push(copy.clone());
+    let mut copies = std::mem::take(&mut core.warp.copies);
+    let mut flow = Flow::Next;
+    for copy in &mut copies {
+        let committed = &core.warp.committed;
+        let closed = copy.lanes & mask & !copy.open;
+        let due = lanes_where(closed, |lane| committed[lane].wrapping_sub(copy.groups[lane]) > pending);
+        if due == 0 || flow == Flow::Fault {
+            continue;
         }
-    }
-    core.warp.copies.retain(|copy| !due(copy));
-    for copy in &batch {
-        let at = copy.offset as usize..(copy.offset + copy.size) as usize;
-        core.block.shared[at.clone()].copy_from_slice(&copy.data[..copy.size as usize]);
-        core.block.shared_shadow[at].copy_from_slice(&copy.shadow[..copy.size as usize]);
-    }
-    core.block.pending.count = core.block.pending.count.saturating_sub(batch.len() as u32);
-    if core.block.race.is_none() {
-        return Flow::Next;
-    }
-    // One access for each instruction that issued copies, as long as no lane comes twice.
-    let mut rest = batch.as_slice();
-    while let Some(first) = rest.first() {
-        let (mut offsets, mut values, mut lanes) = ([0; 32], [0; 32], 0u32);
-        let mut taken = 0;
-        for copy in rest.iter().take_while(|copy| copy.pc == first.pc) {
-            if lanes >> copy.lane & 1 == 1 {
-                break;
+        copy.lanes &= !due;
+        let size = copy.size as usize;
+        for lane in (0..32).filter(|&lane| due >> lane & 1 == 1) {
+            let at = copy.offsets[lane] as usize..copy.offsets[lane] as usize + size;
+            core.block.shared[at.clone()].copy_from_slice(&copy.data[lane][..size]);
+            core.block.shared_shadow[at].copy_from_slice(&copy.shadow[lane][..size]);
+        }
+        core.block.pending.count = core.block.pending.count.saturating_sub(due.count_ones());
+        if core.block.race.is_some() {
+            let values = copy.data.map(u128::from_le_bytes);
+            let issued = &core.kernel.insts[copy.pc as usize];
+            let (offsets, size) = (&copy.offsets, copy.size);
+            if let Err(fault) = note_shared(core, issued, offsets, due, size, Touch::Write, Some(&values)) {
+                flow = fault;
             }
-            lanes |= 1 << copy.lane;
-            offsets[copy.lane as usize] = copy.offset;
-            values[copy.lane as usize] = u128::from_le_bytes(copy.data);
-            taken += 1;
         }
-        let issued = &core.kernel.insts[first.pc as usize];
-        if let Err(flow) = note_shared(core, issued, &offsets, lanes, first.size, Touch::Write, Some(&values))
-        {
-            return flow;
-        }
-        rest = &rest[taken..];
     }
-    Flow::Next
+    copies.retain(|copy| copy.lanes != 0);
+    core.warp.copies = copies;
+    flow
 }
 
 /// Lanes end: copies that they never waited for are reported and dropped. Their destination stays pending, for hardware may still write
 /// there.
 pub(super) fn abandon(core: &mut Core<'_>, inst: &Inst, mask: u32) -> Flow {
-    let lost: Vec<PendingCopy> =
-        core.warp.copies.iter().filter(|copy| mask >> copy.lane & 1 == 1).cloned().collect();
-    let Some(first) = lost.first() else { return Flow::Next };
-    core.warp.copies.retain(|copy| mask >> copy.lane & 1 == 0);
-    let lanes = lost.iter().fold(0, |lanes, copy| lanes | 1u32 << copy.lane);
-    let uncommitted = lost.iter().filter(|copy| copy.group == OPEN).count();
+    let (mut lanes, mut lost, mut uncommitted, mut first) = (0, 0, 0, None);
+    for copy in core.warp.copies.iter_mut().filter(|copy| copy.lanes & mask != 0) {
+        let gone = copy.lanes & mask;
+        lanes |= gone;
+        lost += gone.count_ones();
+        uncommitted += (gone & copy.open).count_ones();
+        first.get_or_insert((copy.offsets[gone.trailing_zeros() as usize & 31], copy.pc));
+        copy.lanes &= !gone;
+        copy.open &= !gone;
+    }
+    core.warp.copies.retain(|copy| copy.lanes != 0);
+    let Some((offset, pc)) = first else { return Flow::Next };
     let lines = vec![
         format!(
-            "Misuse: threads end without waiting for {} asynchronous copies, {uncommitted} of them not committed",
-            lost.len()
+            "Misuse: threads end without waiting for {lost} asynchronous copies, {uncommitted} of them not committed"
         ),
-        format!("the first goes to {}", shared_place(core, first.offset)),
-        format!("it was issued {}", core.place(first.pc)),
+        format!("the first goes to {}", shared_place(core, offset)),
+        format!("it was issued {}", core.place(pc)),
     ];
     core.find(Check::Misuse, Fault::LaunchFailed, inst, lanes, lines)
 }

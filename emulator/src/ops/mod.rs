@@ -18,12 +18,14 @@ pub mod half_float;
 pub mod integer;
 pub mod lanes;
 pub mod load_store;
+mod loads;
 pub mod logic;
 pub mod matrix;
 pub mod mma;
 pub mod moves;
 mod operands;
 mod printf;
+mod stores;
 pub mod warp_sync;
 
 use crate::lower::Decoder;
