@@ -100,39 +100,44 @@ fn movmatrix(d: &mut Decoder<'_>, i: &Instruction, mut m: Mods<'_>) -> Result<In
     Ok(inst)
 }
 
-/// A fragment register as the 8×8 matrix it holds, row by row.
-type Tile = [u16; 64];
-
-fn to_tile(register: &[u32; 32]) -> Tile {
-    let mut tile = [0; 64];
-    for (pair, word) in tile.chunks_exact_mut(2).zip(register) {
-        pair[0] = *word as u16;
-        pair[1] = (*word >> 16) as u16;
-    }
-    tile
+/// Rows become columns. Interleaving the upper with the lower half of the rows rotates the bits of an element's index by one; three
+/// times swap row and column.
+#[cfg(target_arch = "x86_64")]
+fn transpose(register: &[u32; 32]) -> [u32; 32] {
+    // SAFETY: every x86-64 processor has SSE2.
+    unsafe { interleave(register) }
 }
 
-fn to_register(tile: &Tile) -> [u32; 32] {
-    let mut register = [0; 32];
-    for (pair, word) in tile.chunks_exact(2).zip(&mut register) {
-        *word = u32::from(pair[0]) | u32::from(pair[1]) << 16;
-    }
-    register
-}
-
-/// Rows become columns, in three rounds that interleave the two halves of the rows.
-pub(super) fn transpose(tile: &Tile) -> Tile {
-    let mut from = *tile;
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "sse2")]
+fn interleave(register: &[u32; 32]) -> [u32; 32] {
+    use std::arch::x86_64::{__m128i, _mm_unpackhi_epi16, _mm_unpacklo_epi16};
+    // SAFETY: both are 128 bytes without padding, and any bits will do for either.
+    let mut x: [__m128i; 8] = unsafe { std::mem::transmute(*register) };
     for _ in 0..3 {
-        let mut to = [0; 64];
-        // Element (r, c) moves to (2 r + c / 4 ..): each round rotates the bits of the index by one, three rounds swap r and c.
-        for i in 0..32 {
-            to[2 * i] = from[i];
-            to[2 * i + 1] = from[i + 32];
-        }
-        from = to;
+        x = [
+            _mm_unpacklo_epi16(x[0], x[4]),
+            _mm_unpackhi_epi16(x[0], x[4]),
+            _mm_unpacklo_epi16(x[1], x[5]),
+            _mm_unpackhi_epi16(x[1], x[5]),
+            _mm_unpacklo_epi16(x[2], x[6]),
+            _mm_unpackhi_epi16(x[2], x[6]),
+            _mm_unpacklo_epi16(x[3], x[7]),
+            _mm_unpackhi_epi16(x[3], x[7]),
+        ];
     }
-    from
+    // SAFETY: as above.
+    unsafe { std::mem::transmute(x) }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn transpose(register: &[u32; 32]) -> [u32; 32] {
+    let half = |row: usize, column: usize| register[4 * row + column / 2] >> (column % 2 * 16) & 0xffff;
+    std::array::from_fn(|lane| {
+        let (row, column) = (lane / 4, lane % 4 * 2);
+        half(column, row) | half(column + 1, row) << 16
+    })
 }
 
 /// Undefined lanes of the low and the high half, one bit an element in the order of a tile.
@@ -163,7 +168,7 @@ fn transpose_bits(bits: u64) -> u64 {
 
 fn transpose_register(core: &mut Core<'_>, inst: &Inst, mask: u32) -> Flow {
     let regs = &mut core.warp.regs;
-    let value = to_register(&transpose(&to_tile(regs.get32(inst.a))));
+    let value = transpose(regs.get32(inst.a));
     let undef = regs.undef32[inst.a as usize];
     let undef = if undef == [0; 2] { undef } else { undefined_lanes(transpose_bits(undefined_tile(undef))) };
     regs.put32(inst.d, &value, mask, undef);
@@ -249,7 +254,7 @@ fn load<const TRANSPOSED: bool>(core: &mut Core<'_>, inst: &Inst, mask: u32) -> 
             undef = undefined_lanes(bits);
         }
         if TRANSPOSED {
-            register = to_register(&transpose(&to_tile(&register)));
+            register = transpose(&register);
         }
         let slot = core.kernel.extra[inst.x as usize + matrix];
         core.warp.regs.put32(slot, &register, mask, undef);
@@ -278,14 +283,14 @@ fn store<const TRANSPOSED: bool>(core: &mut Core<'_>, inst: &Inst, mask: u32) ->
     let mut undefined = [0; 4];
     for matrix in 0..(inst.aux & 7) as usize {
         let slot = core.kernel.extra[inst.x as usize + matrix];
-        let mut tile = to_tile(core.warp.regs.get32(slot));
+        let mut register = *core.warp.regs.get32(slot);
         let mut bits = undefined_tile(core.warp.regs.undef32[slot as usize]);
         if TRANSPOSED {
-            tile = transpose(&tile);
+            register = transpose(&register);
             bits = transpose_bits(bits);
         }
-        for (value, row) in values[8 * matrix..].iter_mut().zip(tile.chunks_exact(8)) {
-            *value = row.iter().rev().fold(0, |v, &element| v << 16 | u128::from(element));
+        for (value, row) in values[8 * matrix..].iter_mut().zip(register.chunks_exact(4)) {
+            *value = row.iter().rev().fold(0, |v, &word| v << 32 | u128::from(word));
         }
         undefined[matrix] = bits;
     }

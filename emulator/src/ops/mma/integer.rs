@@ -5,6 +5,7 @@ use super::{Num, Shape};
 use crate::both;
 use crate::machine::core::Core;
 use crate::machine::inst::{Exec, Flow, Inst};
+use crate::machine::regs::Regs;
 
 /// The function for integers.
 pub(super) fn exec() -> Exec {
@@ -16,12 +17,12 @@ const MOST: usize = 64;
 
 /// Rows of A or columns of B: `groups` registers a row of eight lie one above the other, the others behind.
 #[inline(always)]
-fn unpack<const ROWS: usize>(num: Num, registers: &[&[u32; 32]], groups: usize) -> [[i32; MOST]; ROWS] {
+fn unpack<const ROWS: usize>(num: Num, regs: &Regs, slots: &[u32], groups: usize) -> [[i32; MOST]; ROWS] {
     let mut out = [[0; MOST]; ROWS];
     let bits = num.bits();
     let per_word = 32 / bits as usize;
-    for (i, register) in registers.iter().enumerate() {
-        for (lane, &word) in register.iter().enumerate() {
+    for (i, &slot) in slots.iter().enumerate() {
+        for (lane, &word) in regs.get32(slot).iter().enumerate() {
             let at = (i / groups * 4 + lane % 4) * per_word;
             let row = &mut out[(lane / 4 + i % groups * 8) % ROWS][at..at + per_word];
             for (e, element) in row.iter_mut().enumerate() {
@@ -44,9 +45,8 @@ fn body(core: &mut Core<'_>, inst: &Inst, mask: u32) -> Flow {
     let regs = &mut core.warp.regs;
     let undef = undefined(regs, &slots, &shape);
     let halves = shape.m as usize / 8;
-    let registers = |slots: &[u32]| slots.iter().map(|&slot| regs.get32(slot)).collect::<Vec<_>>();
-    let a: [[i32; MOST]; 16] = unpack(shape.types[1], &registers(slots.a), halves);
-    let b: [[i32; MOST]; 8] = unpack(shape.types[2], &registers(slots.b), 1);
+    let a: [[i32; MOST]; 16] = unpack(shape.types[1], regs, slots.a, halves);
+    let b: [[i32; MOST]; 8] = unpack(shape.types[2], regs, slots.b, 1);
     let k = (shape.k as usize).min(MOST);
     let mut out = [[0; 32]; 4];
     for (register, value) in out.iter_mut().enumerate().take(2 * halves) {

@@ -6,7 +6,7 @@
 //! rows are rows of the matrix, for B its columns, and a quarter row is 128 / 4 bits of consecutive `k`. Registers of A alternate
 //! between the upper and the lower eight rows, then go on to the next `k`. Register `2h + o` of a 32-bit accumulator holds at
 //! (`g`, `t`) row `g + 8h`, column `2t + o`; a 16-bit accumulator has both columns in one register. So all shapes but the
-//! `m8n8k4` of sm_70 follow from the width of an element.
+//! `m8n8k4` of `sm_70` follow from the width of an element.
 //!
 //! # What the numbers mean
 //!

@@ -4,16 +4,18 @@
 //! eight fused operations: the accumulators of four rows fill eight vector registers, which hides the latency of the additions.
 
 use super::Num;
-use super::fragments::{Rows, Slots, read_f16, read_f32, to_f16, to_f32, undefined, write};
+use super::fragments::{Rows, Slots, read_f16, to_f16, undefined, write};
 use super::{Shape, float};
 use crate::machine::core::Core;
 use crate::machine::inst::{Exec, Flow, Inst};
+use crate::machine::regs::Regs;
 use std::arch::x86_64::{
-    __m128i, __m256d, _mm_and_si128, _mm_castsi128_ps, _mm_loadu_si128, _mm_set1_epi32, _mm_unpackhi_epi16,
+    __m128i, __m256d, _CMP_UNORD_Q, _mm_and_si128, _mm_blendv_ps, _mm_castps_si128, _mm_castsi128_ps,
+    _mm_cmp_ps, _mm_loadu_si128, _mm_set1_epi32, _mm_setzero_si128, _mm_storeu_si128, _mm_unpackhi_epi16,
     _mm_unpackhi_epi32, _mm_unpackhi_epi64, _mm_unpacklo_epi16, _mm_unpacklo_epi32, _mm_unpacklo_epi64,
-    _mm256_broadcast_sd, _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
-    _mm256_cvtps_pd, _mm256_extractf128_ps, _mm256_fmadd_pd, _mm256_loadu_pd, _mm256_slli_epi32,
-    _mm256_storeu_pd,
+    _mm256_broadcast_sd, _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cvtepu16_epi32, _mm256_cvtpd_ps,
+    _mm256_cvtph_ps, _mm256_cvtps_pd, _mm256_extractf128_ps, _mm256_fmadd_pd, _mm256_loadu_pd,
+    _mm256_setzero_pd, _mm256_slli_epi32, _mm256_storeu_pd,
 };
 
 const F16: u8 = Num::F16 as u8;
@@ -67,12 +69,12 @@ fn product<const NUM: u8, const BLOCKS: usize, const PACKED: bool>(
             transpose_halves::<NUM>(register, &mut b[width * block..]);
         }
     }
-    let mut c = if PACKED { read_f16(regs, slots.c) } else { read_f32(regs, slots.c) };
+    let mut c = if PACKED { read_f16(regs, slots.c) } else { read_rows(regs, slots.c) };
     accumulate(&a, &b[..width * BLOCKS], &mut c);
     if PACKED {
         write(regs, slots.d, &to_f16(&c), mask, undef);
     } else {
-        write(regs, slots.d, &to_f32(&c), mask, undef);
+        write(regs, slots.d, &to_registers(&c), mask, undef);
     }
     Flow::Next
 }
@@ -133,7 +135,10 @@ const ORDER: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn transpose_halves<const NUM: u8>(register: &[u32; 32], to: &mut [[f64; 8]]) {
-    let mut x = ORDER.map(|n| load(register, n));
+    let mut x = [_mm_setzero_si128(); 8];
+    for (row, n) in x.iter_mut().zip(ORDER) {
+        *row = load(register, n);
+    }
     for _ in 0..3 {
         // Interleaving the first four with the last four rotates the bits of an element's index; three times swap row and column.
         x = [
@@ -159,7 +164,10 @@ fn transpose_halves<const NUM: u8>(register: &[u32; 32], to: &mut [[f64; 8]]) {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn transpose_words(register: &[u32; 32], to: &mut [[f64; 8]]) {
     for (half, columns) in ORDER.chunks_exact(4).enumerate() {
-        let x = [0, 1, 2, 3].map(|i| load(register, columns[i]));
+        let mut x = [_mm_setzero_si128(); 4];
+        for (row, n) in x.iter_mut().zip(columns) {
+            *row = load(register, *n);
+        }
         let (p, q) = (_mm_unpacklo_epi32(x[0], x[1]), _mm_unpacklo_epi32(x[2], x[3]));
         let (r, s) = (_mm_unpackhi_epi32(x[0], x[1]), _mm_unpackhi_epi32(x[2], x[3]));
         let rows = [
@@ -178,7 +186,10 @@ fn transpose_words(register: &[u32; 32], to: &mut [[f64; 8]]) {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn accumulate(a: &[[f64; MOST]; 16], b: &[[f64; 8]], c: &mut Rows) {
     for (rows, sums) in a.chunks_exact(4).zip(c.0.chunks_exact_mut(4)) {
-        let mut acc = [0, 1, 2, 3].map(|r| read(&sums[r]));
+        let mut acc = [[_mm256_setzero_pd(); 2]; 4];
+        for (acc, sum) in acc.iter_mut().zip(sums.iter()) {
+            *acc = read(sum);
+        }
         for (k, right) in b.iter().enumerate().take(MOST) {
             let [even, odd] = read(right);
             for (sum, row) in acc.iter_mut().zip(rows) {
@@ -199,4 +210,37 @@ fn accumulate(a: &[[f64; MOST]; 16], b: &[[f64; 8]], c: &mut Rows) {
 fn read(row: &[f64; 8]) -> [__m256d; 2] {
     // SAFETY: both loads lie in the eight numbers and need no alignment.
     unsafe { [_mm256_loadu_pd(row.as_ptr()), _mm256_loadu_pd(row.as_ptr().add(4))] }
+}
+
+/// A 32-bit accumulator as rows: the even columns are one register, the odd ones the next.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn read_rows(regs: &Regs, c: &[u32]) -> Rows {
+    let mut rows = Rows([[0.0; 8]; 16]);
+    for (i, &slot) in c.iter().enumerate() {
+        let register = regs.get32(slot);
+        for g in 0..8 {
+            let value = _mm256_cvtps_pd(_mm_castsi128_ps(load(register, g)));
+            store(&mut rows.0[g + i / 2 * 8], i % 2 * 4, value);
+        }
+    }
+    rows
+}
+
+/// Rounds to f32 and lays the rows out as registers; a NaN has one pattern.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn to_registers(rows: &Rows) -> [[u32; 32]; 4] {
+    let nan = _mm_castsi128_ps(_mm_set1_epi32(0x7fff_ffff));
+    let mut out = [[0; 32]; 4];
+    for (r, row) in rows.0.iter().enumerate() {
+        for (odd, sums) in read(row).into_iter().enumerate() {
+            let value = _mm256_cvtpd_ps(sums);
+            let value = _mm_blendv_ps(value, nan, _mm_cmp_ps::<_CMP_UNORD_Q>(value, value));
+            let to = &mut out[r / 8 * 2 + odd][r % 8 * 4..r % 8 * 4 + 4];
+            // SAFETY: the slice is 16 bytes long; the store needs no alignment.
+            unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), _mm_castps_si128(value)) };
+        }
+    }
+    out
 }
