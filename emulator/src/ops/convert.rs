@@ -199,6 +199,7 @@ impl Kind {
 
 /// A conversion, as it is kept in `Inst::imm`.
 #[derive(Clone, Copy, Debug, Default)]
+#[allow(clippy::struct_excessive_bools)] // each is a modifier of the instruction
 struct Plan {
     to: Kind,
     from: Kind,
@@ -425,17 +426,14 @@ fn any(core: &mut Core<'_>, inst: &Inst, mask: u32) -> Flow {
 /// One conversion; the result fills the destination's slot.
 fn convert(p: &Plan, source: u64) -> u64 {
     let source = source & p.from.mask();
-    let value = match p.from.format() {
-        Some(format) => {
-            let flushed = p.ftz && p.from == Kind::F32;
-            Value::of(if flushed { format.flush(source) } else { source }, format)
-        }
-        None => {
-            let signed = extended(source, p.from.mask(), p.from.sign()) as i64;
-            let negative = p.from.signed() && signed < 0;
-            let magnitude = if negative { signed.unsigned_abs() } else { source };
-            Value::Finite(Number::integer(negative, u128::from(magnitude)))
-        }
+    let value = if let Some(format) = p.from.format() {
+        let flushed = p.ftz && p.from == Kind::F32;
+        Value::of(if flushed { format.flush(source) } else { source }, format)
+    } else {
+        let signed = extended(source, p.from.mask(), p.from.sign()) as i64;
+        let negative = p.from.signed() && signed < 0;
+        let magnitude = if negative { signed.unsigned_abs() } else { source };
+        Value::Finite(Number::integer(negative, u128::from(magnitude)))
     };
     match p.to.format() {
         Some(format) => to_float(p, value, format),

@@ -267,14 +267,6 @@ macro_rules! extreme {
 extreme!(extreme32, f32, order, 0x7fff_ffff);
 extreme!(extreme64, f64, order64, F64.nan);
 
-/// `.xorsign.abs`: compares magnitudes, the sign is the exclusive or of both signs.
-#[inline(always)]
-fn xorsign<const MAX: bool, const NAN: bool>(a: f32, b: f32) -> f32 {
-    let sign = (a.to_bits() ^ b.to_bits()) & 0x8000_0000;
-    let magnitude = extreme32::<MAX, NAN>(a.abs(), b.abs());
-    if magnitude.is_nan() { magnitude } else { f32::from_bits(magnitude.to_bits() | sign) }
-}
-
 fn extremes(d: &mut Decoder<'_>, i: &Instruction, mut m: Mods<'_>) -> Result<Inst, String> {
     let ty = m.ty()?;
     let max = i.opcode == "max";
@@ -295,25 +287,52 @@ fn extremes(d: &mut Decoder<'_>, i: &Instruction, mut m: Mods<'_>) -> Result<Ins
     }
     macro_rules! choose {
         ($max:literal, $nan:literal) => {
-            match (three, xor, ftz) {
-                (true, _, false) => {
-                    map3(|a: f32, b: f32, c: f32| extreme32::<$max, $nan>(extreme32::<$max, $nan>(a, b), c))
-                }
-                (true, _, true) => map3(|a: f32, b: f32, c: f32| {
-                    extreme32::<$max, $nan>(extreme32::<$max, $nan>(flush(a), flush(b)), flush(c))
-                }),
-                (false, false, false) => map2(|a: f32, b: f32| extreme32::<$max, $nan>(a, b)),
-                (false, false, true) => map2(|a: f32, b: f32| extreme32::<$max, $nan>(flush(a), flush(b))),
-                (false, true, false) => map2(|a: f32, b: f32| xorsign::<$max, $nan>(a, b)),
-                (false, true, true) => map2(|a: f32, b: f32| xorsign::<$max, $nan>(flush(a), flush(b))),
+            if ftz {
+                map2(|a: f32, b: f32| extreme32::<$max, $nan>(flush(a), flush(b)))
+            } else {
+                map2(|a: f32, b: f32| extreme32::<$max, $nan>(a, b))
             }
         };
     }
     let exec = match (max, nan) {
+        _ if three || xor => any_extreme as Exec,
         (false, false) => choose!(false, false),
         (false, true) => choose!(false, true),
         (true, false) => choose!(true, false),
         (true, true) => choose!(true, true),
     };
-    Ok(Inst { exec, class: Class::Fp32, ..operands(d, i, ty, if three { 3 } else { 2 })? })
+    let flags = [max, nan, ftz, xor, three];
+    let aux = flags.iter().enumerate().fold(0, |all, (bit, &flag)| all | u32::from(flag) << bit);
+    Ok(Inst { exec, aux, class: Class::Fp32, ..operands(d, i, ty, if three { 3 } else { 2 })? })
+}
+
+/// Three sources, or `.xorsign.abs`: compares magnitudes, the sign is the exclusive or of both signs.
+fn any_extreme(core: &mut Core<'_>, inst: &Inst, mask: u32) -> Flow {
+    let [max, nan, ftz, xor, three] = [0, 1, 2, 3, 4].map(|bit| inst.aux >> bit & 1 == 1);
+    let pick: fn(f32, f32) -> f32 = match (max, nan) {
+        (false, false) => extreme32::<false, false>,
+        (false, true) => extreme32::<false, true>,
+        (true, false) => extreme32::<true, false>,
+        (true, true) => extreme32::<true, true>,
+    };
+    let regs = &mut core.warp.regs;
+    let slots = [inst.a, inst.b, if three { inst.c } else { inst.b }];
+    let undef = slots.iter().fold(0, |u, &slot| u | regs.any_undef32(slot));
+    let mut out = [0; 32];
+    for (lane, value) in out.iter_mut().enumerate() {
+        let [a, b, c] = slots.map(|slot| f32::from_bits(regs.get32(slot)[lane]));
+        let [a, b, c] = [a, b, c].map(|x| if ftz { flush(x) } else { x });
+        let result = if xor {
+            let sign = (a.to_bits() ^ b.to_bits()) & 0x8000_0000;
+            let magnitude = pick(a.abs(), b.abs());
+            if magnitude.is_nan() { magnitude } else { f32::from_bits(magnitude.to_bits() | sign) }
+        } else if three {
+            pick(pick(a, b), c)
+        } else {
+            pick(a, b)
+        };
+        *value = result.to_bits();
+    }
+    regs.put32(inst.d, &out, mask, [undef; 2]);
+    Flow::Next
 }

@@ -15,7 +15,8 @@ use super::half_bits::{
 };
 use super::lanes::{map1, map2, map3, pair1, pair2, pair3};
 use crate::lower::{Decoder, Mods};
-use crate::machine::inst::{Class, Exec, Inst};
+use crate::machine::core::Core;
+use crate::machine::inst::{Class, Exec, Flow, Inst};
 use crate::ptx::ast::{Instruction, Ty};
 
 /// Decodes this family's instructions.
@@ -36,22 +37,28 @@ pub fn decode(d: &mut Decoder<'_>, i: &Instruction) -> Result<Option<Inst>, Stri
     let brain = matches!(ty, Ty::BF16 | Ty::BF16x2);
     let pair = matches!(ty, Ty::F16x2 | Ty::BF16x2);
     let ftz = !brain && m.take("ftz");
+    let mut aux = SOURCES * sources as u32;
+    let mut flag = |on: bool, bit: u32| aux |= if on { bit } else { 0 };
+    flag(brain, BRAIN);
+    flag(pair, PAIR);
+    flag(ftz, FTZ);
     let exec = match i.opcode.as_str() {
         "neg" if ftz => unary(pair, |a| flush(a) ^ 0x8000, |a: u16| flush(a) ^ 0x8000),
         "neg" => unary(pair, |a| a ^ 0x8000, |a| a ^ 0x8000),
         "abs" if ftz => unary(pair, |a| flush(a) & 0x7fff, |a| flush(a) & 0x7fff),
         "abs" => unary(pair, |a| a & 0x7fff, |a| a & 0x7fff),
         "min" | "max" => {
-            let nan = m.take("NaN");
+            flag(i.opcode == "max", MAX);
+            flag(m.take("NaN"), NAN);
             let xor = m.take("xorsign");
             if m.take("abs") != xor || (xor && sources == 3) {
                 return Err(".xorsign.abs is for two sources".to_owned());
             }
-            extremes(brain, pair, i.opcode == "max", nan, xor, ftz, sources == 3)
+            flag(xor, XOR);
+            extremes(aux)
         }
         op => {
-            let rounded = m.take("rn");
-            if op == "fma" && !rounded {
+            if !m.take("rn") && op == "fma" {
                 return Err("fma needs .rn".to_owned());
             }
             let sat = !brain && m.take("sat");
@@ -59,28 +66,37 @@ pub fn decode(d: &mut Decoder<'_>, i: &Instruction) -> Result<Option<Inst>, Stri
             if sat && relu {
                 return Err(".sat and .relu exclude each other".to_owned());
             }
-            // .oob is a form of .relu that this emulator does not know.
-            let end = if sat {
-                End::Sat
-            } else if relu {
-                End::Relu
-            } else {
-                End::Plain
+            flag(sat, SAT);
+            flag(relu, RELU);
+            aux |= match op {
+                "add" => ADD,
+                "sub" => SUB,
+                "mul" => MUL,
+                _ => FMA,
             };
-            arithmetic(op, brain, pair, ftz, end)
+            arithmetic(op, aux)
         }
     };
     m.finish()?;
     let width = if pair { Ty::B32 } else { ty };
-    Ok(Some(Inst { exec, class: Class::Fp16, ..operands(d, i, width, sources)? }))
+    Ok(Some(Inst { exec, aux, class: Class::Fp16, ..operands(d, i, width, sources)? }))
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    Plain,
-    Sat,
-    Relu,
-}
+/// The fields of `Inst::aux`.
+const OPERATION: u32 = 3;
+const ADD: u32 = 0;
+const SUB: u32 = 1;
+const MUL: u32 = 2;
+const FMA: u32 = 3;
+const SOURCES: u32 = 1 << 2;
+const BRAIN: u32 = 1 << 4;
+const PAIR: u32 = 1 << 5;
+const FTZ: u32 = 1 << 6;
+const SAT: u32 = 1 << 7;
+const RELU: u32 = 1 << 8;
+const MAX: u32 = 1 << 9;
+const NAN: u32 = 1 << 10;
+const XOR: u32 = 1 << 11;
 
 /// One function for both shapes: the low half alone, or both halves.
 fn unary<F, G>(pair: bool, one: F, both: G) -> Exec
@@ -119,12 +135,12 @@ fn relu(h: u16, infinity: u16) -> u16 {
 }
 
 macro_rules! arithmetic {
-    ($pair:ident, $map2:expr, $map3:expr, $op:ident, $in:expr, $widen:ident, $narrow:ident, $fma:ident, $out:expr) => {{
+    ($map2:expr, $map3:expr, $op:ident, $widen:ident, $narrow:ident, $fma:ident) => {{
         match $op {
-            "add" => $map2(|a: u16, b: u16| $out($narrow($widen($in(a)) + $widen($in(b))))),
-            "sub" => $map2(|a: u16, b: u16| $out($narrow($widen($in(a)) - $widen($in(b))))),
-            "mul" => $map2(|a: u16, b: u16| $out($narrow($widen($in(a)) * $widen($in(b))))),
-            _ => $map3(|a: u16, b: u16, c: u16| $out($fma($in(a), $in(b), $in(c)))),
+            "add" => $map2(|a: u16, b: u16| $narrow($widen(a) + $widen(b))),
+            "sub" => $map2(|a: u16, b: u16| $narrow($widen(a) - $widen(b))),
+            "mul" => $map2(|a: u16, b: u16| $narrow($widen(a) * $widen(b))),
+            _ => $map3(|a: u16, b: u16, c: u16| $fma(a, b, c)),
         }
     }};
 }
@@ -141,34 +157,79 @@ fn fma_bf16(a: u16, b: u16, c: u16) -> u16 {
     f64_to_bf16(sum_to_odd(a * b, c))
 }
 
-fn arithmetic(op: &str, brain: bool, pair: bool, ftz: bool, end: End) -> Exec {
+/// The common forms, in code that becomes vector instructions; the others one lane after the other.
+fn arithmetic(op: &str, aux: u32) -> Exec {
     macro_rules! shapes {
-        ($in:expr, $widen:ident, $narrow:ident, $fma:ident, $out:expr) => {
-            if pair {
-                arithmetic!(pair, pair2, pair3, op, $in, $widen, $narrow, $fma, $out)
+        ($widen:ident, $narrow:ident, $fma:ident) => {
+            if aux & PAIR != 0 {
+                arithmetic!(pair2, pair3, op, $widen, $narrow, $fma)
             } else {
-                arithmetic!(pair, map2, map3, op, $in, $widen, $narrow, $fma, $out)
+                arithmetic!(map2, map3, op, $widen, $narrow, $fma)
             }
         };
     }
-    match (brain, ftz, end) {
-        (true, _, End::Relu) => {
-            shapes!(|h: u16| h, bf16_to_f32, f32_to_bf16, fma_bf16, |h: u16| relu(h, 0x7f80))
-        }
-        (true, ..) => shapes!(|h: u16| h, bf16_to_f32, f32_to_bf16, fma_bf16, |h: u16| h),
-        (false, false, End::Plain) => shapes!(|h: u16| h, f16_to_f32, f32_to_f16, fma_f16, |h: u16| h),
-        (false, false, End::Sat) => shapes!(|h: u16| h, f16_to_f32, f32_to_f16, fma_f16, saturate),
-        (false, false, End::Relu) => {
-            shapes!(|h: u16| h, f16_to_f32, f32_to_f16, fma_f16, |h: u16| relu(h, 0x7c00))
-        }
-        (false, true, End::Plain) => shapes!(flush, f16_to_f32, f32_to_f16, fma_f16, flush),
-        (false, true, End::Sat) => {
-            shapes!(flush, f16_to_f32, f32_to_f16, fma_f16, |h: u16| saturate(flush(h)))
-        }
-        (false, true, End::Relu) => {
-            shapes!(flush, f16_to_f32, f32_to_f16, fma_f16, |h: u16| relu(flush(h), 0x7c00))
-        }
+    if aux & (FTZ | SAT | RELU) != 0 {
+        any_arithmetic
+    } else if aux & BRAIN != 0 {
+        shapes!(bf16_to_f32, f32_to_bf16, fma_bf16)
+    } else {
+        shapes!(f16_to_f32, f32_to_f16, fma_f16)
     }
+}
+
+/// The form of `aux`, for one half.
+fn arithmetic_of(aux: u32, sources: [u16; 3]) -> u16 {
+    let (brain, ftz) = (aux & BRAIN != 0, aux & FTZ != 0);
+    let [a, b, c] = sources.map(|h| if ftz { flush(h) } else { h });
+    let (widen, narrow): (fn(u16) -> f32, fn(f32) -> u16) =
+        if brain { (bf16_to_f32, f32_to_bf16) } else { (f16_to_f32, f32_to_f16) };
+    let result = match aux & OPERATION {
+        ADD => narrow(widen(a) + widen(b)),
+        SUB => narrow(widen(a) - widen(b)),
+        MUL => narrow(widen(a) * widen(b)),
+        _ if brain => fma_bf16(a, b, c),
+        _ => fma_f16(a, b, c),
+    };
+    let result = if ftz { flush(result) } else { result };
+    if aux & SAT != 0 {
+        saturate(result)
+    } else if aux & RELU != 0 {
+        relu(result, if brain { 0x7f80 } else { 0x7c00 })
+    } else {
+        result
+    }
+}
+
+fn any_arithmetic(core: &mut Core<'_>, inst: &Inst, mask: u32) -> Flow {
+    halves(core, inst, mask, arithmetic_of)
+}
+
+/// `f(aux, sources)` on the low half of each lane or, for pairs, both.
+fn halves(core: &mut Core<'_>, inst: &Inst, mask: u32, f: fn(u32, [u16; 3]) -> u16) -> Flow {
+    let regs = &mut core.warp.regs;
+    let count = (inst.aux / SOURCES & 3) as usize;
+    let slots = [inst.a, inst.b, inst.c];
+    let pair = inst.aux & PAIR != 0;
+    let mut undef = [0; 2];
+    for &slot in &slots[..count] {
+        let u = regs.undef32[slot as usize];
+        undef = [undef[0] | u[0], undef[1] | u[1]];
+    }
+    let mut out = [0; 32];
+    for (lane, value) in out.iter_mut().enumerate() {
+        if mask >> lane & 1 == 0 {
+            continue;
+        }
+        let mut words = [0; 3];
+        for (word, &slot) in words.iter_mut().zip(&slots[..count]) {
+            *word = regs.get32(slot)[lane];
+        }
+        let low = f(inst.aux, words.map(|w| w as u16));
+        let high = if pair { f(inst.aux, words.map(|w| (w >> 16) as u16)) } else { 0 };
+        *value = u32::from(low) | u32::from(high) << 16;
+    }
+    regs.put32(inst.d, &out, mask, [undef[0], if pair { undef[1] } else { 0 }]);
+    Flow::Next
 }
 
 /// An integer that orders halves, -0 below +0.
@@ -180,10 +241,10 @@ fn order(h: u16) -> i16 {
 
 /// The smaller or larger; of a number and a NaN the number, or the NaN where it goes through.
 #[inline(always)]
-fn extreme<const MAX: bool, const NAN: bool, const INFINITY: u16>(a: u16, b: u16) -> u16 {
-    let (a_nan, b_nan) = (a & 0x7fff > INFINITY, b & 0x7fff > INFINITY);
-    let chosen = if (order(a) > order(b)) == MAX { a } else { b };
-    if NAN {
+fn extreme(a: u16, b: u16, max: bool, nan: bool, infinity: u16) -> u16 {
+    let (a_nan, b_nan) = (a & 0x7fff > infinity, b & 0x7fff > infinity);
+    let chosen = if (order(a) > order(b)) == max { a } else { b };
+    if nan {
         return if a_nan || b_nan { NAN16 } else { chosen };
     }
     let other = if b_nan { NAN16 } else { b };
@@ -191,52 +252,45 @@ fn extreme<const MAX: bool, const NAN: bool, const INFINITY: u16>(a: u16, b: u16
     if b_nan && !a_nan { a } else { chosen }
 }
 
-#[inline(always)]
-fn xorsign<const MAX: bool, const NAN: bool, const INFINITY: u16>(a: u16, b: u16) -> u16 {
-    let magnitude = extreme::<MAX, NAN, INFINITY>(a & 0x7fff, b & 0x7fff);
-    if magnitude > INFINITY { magnitude } else { magnitude | (a ^ b) & 0x8000 }
+/// The form of `aux`, for one half.
+fn extreme_of(aux: u32, sources: [u16; 3]) -> u16 {
+    let [a, b, c] = sources.map(|h| if aux & FTZ != 0 { flush(h) } else { h });
+    let infinity = if aux & BRAIN != 0 { 0x7f80 } else { 0x7c00 };
+    let (max, nan) = (aux & MAX != 0, aux & NAN != 0);
+    if aux & XOR != 0 {
+        let magnitude = extreme(a & 0x7fff, b & 0x7fff, max, nan, infinity);
+        return if magnitude > infinity { magnitude } else { magnitude | (a ^ b) & 0x8000 };
+    }
+    let first = extreme(a, b, max, nan, infinity);
+    if aux / SOURCES & 3 == 3 { extreme(first, c, max, nan, infinity) } else { first }
 }
 
-fn extremes(brain: bool, pair: bool, max: bool, nan: bool, xor: bool, ftz: bool, three: bool) -> Exec {
+fn any_extreme(core: &mut Core<'_>, inst: &Inst, mask: u32) -> Flow {
+    halves(core, inst, mask, extreme_of)
+}
+
+/// The common forms, and one for all others.
+fn extremes(aux: u32) -> Exec {
     macro_rules! shapes {
-        ($max:literal, $nan:literal, $infinity:literal, $in:expr) => {
-            match (three, xor, pair) {
-                (false, false, true) => {
-                    pair2(|a: u16, b: u16| extreme::<$max, $nan, $infinity>($in(a), $in(b)))
-                }
-                (false, false, false) => {
-                    map2(|a: u16, b: u16| extreme::<$max, $nan, $infinity>($in(a), $in(b)))
-                }
-                (false, true, true) => {
-                    pair2(|a: u16, b: u16| xorsign::<$max, $nan, $infinity>($in(a), $in(b)))
-                }
-                (false, true, false) => {
-                    map2(|a: u16, b: u16| xorsign::<$max, $nan, $infinity>($in(a), $in(b)))
-                }
-                (true, _, true) => pair3(|a: u16, b: u16, c: u16| {
-                    let first = extreme::<$max, $nan, $infinity>($in(a), $in(b));
-                    extreme::<$max, $nan, $infinity>(first, $in(c))
-                }),
-                (true, _, false) => map3(|a: u16, b: u16, c: u16| {
-                    let first = extreme::<$max, $nan, $infinity>($in(a), $in(b));
-                    extreme::<$max, $nan, $infinity>(first, $in(c))
-                }),
+        ($max:literal, $nan:literal, $infinity:literal) => {
+            if aux & PAIR != 0 {
+                pair2(|a: u16, b: u16| extreme(a, b, $max, $nan, $infinity))
+            } else {
+                map2(|a: u16, b: u16| extreme(a, b, $max, $nan, $infinity))
             }
         };
     }
-    macro_rules! formats {
-        ($max:literal, $nan:literal) => {
-            match (brain, ftz) {
-                (true, _) => shapes!($max, $nan, 0x7f80, |h: u16| h),
-                (false, false) => shapes!($max, $nan, 0x7c00, |h: u16| h),
-                (false, true) => shapes!($max, $nan, 0x7c00, flush),
-            }
-        };
+    if aux & (FTZ | XOR) != 0 || aux / SOURCES & 3 == 3 {
+        return any_extreme;
     }
-    match (max, nan) {
-        (false, false) => formats!(false, false),
-        (false, true) => formats!(false, true),
-        (true, false) => formats!(true, false),
-        (true, true) => formats!(true, true),
+    match (aux & MAX != 0, aux & NAN != 0, aux & BRAIN != 0) {
+        (false, false, false) => shapes!(false, false, 0x7c00),
+        (false, false, true) => shapes!(false, false, 0x7f80),
+        (false, true, false) => shapes!(false, true, 0x7c00),
+        (false, true, true) => shapes!(false, true, 0x7f80),
+        (true, false, false) => shapes!(true, false, 0x7c00),
+        (true, false, true) => shapes!(true, false, 0x7f80),
+        (true, true, false) => shapes!(true, true, 0x7c00),
+        (true, true, true) => shapes!(true, true, 0x7f80),
     }
 }

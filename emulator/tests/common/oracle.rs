@@ -153,8 +153,9 @@ impl Exact {
 
     /// The magnitude rounded to an integer.
     pub fn whole(&self, mode: Mode) -> u128 {
-        // Search, as for floats: the largest integer not above it.
-        let (mut low, mut high) = (0u128, 1u128 << 100);
+        // Search, as for floats: the largest integer not above it, between two powers of two.
+        let top = (self.magnitude.length() + self.exponent).clamp(0, 100);
+        let (mut low, mut high) = if top == 0 { (0, 1) } else { (1u128 << (top - 1), 1 << top) };
         while high - low > 1 {
             let middle = low + (high - low) / 2;
             let above = Self::integer(middle as i128).compare(self) == Ordering::Greater;
