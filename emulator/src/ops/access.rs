@@ -6,6 +6,8 @@
 //! race detectors. Nothing is touched before all four have passed.
 //!
 //! `ldmatrix` and its like need [`shared_rows`] only.
+// Loops over the lanes index several arrays at once, and vectorise as they are.
+#![allow(clippy::needless_range_loop)]
 
 use super::conflicts;
 use crate::check::global::GlobalAccess;
@@ -113,7 +115,7 @@ pub(crate) fn whole(core: &Core<'_>, slot: u32, wide: bool, offset: i64, size: u
         let (mut away, mut any) = (0, 0);
         for lane in 0..32 {
             let distance = base[lane].wrapping_sub(base[0]);
-            away |= distance ^ lane as u64 * u64::from(size);
+            away |= distance ^ (lane as u64 * u64::from(size));
             any |= distance;
         }
         if regs.track && regs.any_undef64(slot) != 0 {
@@ -125,7 +127,7 @@ pub(crate) fn whole(core: &Core<'_>, slot: u32, wide: bool, offset: i64, size: u
         let (mut away, mut any) = (0, 0);
         for lane in 0..32 {
             let distance = base[lane].wrapping_sub(base[0]);
-            away |= distance ^ lane as u32 * size;
+            away |= distance ^ (lane as u32 * size);
             any |= distance;
         }
         if regs.track && regs.any_undef32(slot) != 0 {
@@ -325,7 +327,7 @@ impl Lanes {
     pub(crate) fn store<T: Copy>(&self, bytes: &mut [u8], at: usize, mask: u32, value: impl Fn(usize) -> T) {
         assert!(bytes.len() >= self.len && at + size_of::<T>() <= self.size);
         let start = bytes.as_mut_ptr();
-        let mut put = |lane: usize| {
+        let put = |lane: usize| {
             // SAFETY: as in `fetch`.
             unsafe { start.add(self.offsets[lane] + at).cast::<T>().write_unaligned(value(lane)) }
         };

@@ -345,7 +345,7 @@ fn apply(
         let Form { op, ty, .. } = form;
         match (op, ty) {
             (Op::Add, Ty::U32 | Ty::S32) => {
-                turn.words(regs, bytes, shadow, |old, b| old.wrapping_add(b));
+                turn.words(regs, bytes, shadow, u32::wrapping_add);
             }
             (Op::Add, Ty::F32) => turn.words(regs, bytes, shadow, |old, b| {
                 float(Op::Add, Ty::F32, u64::from(old), u64::from(b), global) as u32

@@ -2,6 +2,8 @@
 //!
 //! A copy reads at its issue and writes at the last possible moment: when its thread waits for it. Until then its destination is
 //! pending, and nobody may touch it. Hardware may write at any time between, so the race detector sees a write at both ends.
+// Loops over the lanes index several arrays at once, and vectorise as they are.
+#![allow(clippy::needless_range_loop)]
 
 use super::access::{
     GlobalNote, Part, addresses, aligned, defined_address, in_shared, lanes_where, low, not_pending,
@@ -156,10 +158,12 @@ fn start(core: &mut Core<'_>, inst: &Inst, mask: u32) -> Result<(), Flow> {
         let a = core.memory.get_mut(part.index);
         a.was_read = true;
         let length = *length as usize;
+        let undefined = a.maybe_undefined;
+        let (bytes, marks) = (a.bytes(), a.shadow.as_slice());
         for lane in (0..32).filter(|&lane| part.mask >> lane & 1 == 1) {
-            data[lane][..length].copy_from_slice(part.lanes.slice(a.bytes(), lane));
-            if a.maybe_undefined {
-                shadow[lane][..length].copy_from_slice(part.lanes.slice(&a.shadow, lane));
+            put(&mut data[lane], part.lanes.slice(bytes, lane), length);
+            if undefined {
+                put(&mut shadow[lane], part.lanes.slice(marks, lane), length);
             }
         }
     }
@@ -186,6 +190,17 @@ fn start(core: &mut Core<'_>, inst: &Inst, mask: u32) -> Result<(), Flow> {
         pc: inst.pc,
     });
     Ok(())
+}
+
+/// Copies the first `length` bytes; the usual lengths are no calls.
+#[inline(always)]
+fn put(to: &mut [u8], from: &[u8], length: usize) {
+    match length {
+        16 => to[..16].copy_from_slice(&from[..16]),
+        8 => to[..8].copy_from_slice(&from[..8]),
+        4 => to[..4].copy_from_slice(&from[..4]),
+        _ => to[..length].copy_from_slice(&from[..length]),
+    }
 }
 
 /// Counts the lanes that read, and looks for races, one length at a time (nearly always there is one).
@@ -284,8 +299,8 @@ fn complete(core: &mut Core<'_>, mask: u32, pending: u32) -> Flow {
         let size = copy.size as usize;
         for lane in (0..32).filter(|&lane| due >> lane & 1 == 1) {
             let at = copy.offsets[lane] as usize..copy.offsets[lane] as usize + size;
-            core.block.shared[at.clone()].copy_from_slice(&copy.data[lane][..size]);
-            core.block.shared_shadow[at].copy_from_slice(&copy.shadow[lane][..size]);
+            put(&mut core.block.shared[at.clone()], &copy.data[lane], size);
+            put(&mut core.block.shared_shadow[at], &copy.shadow[lane], size);
         }
         core.block.pending.count = core.block.pending.count.saturating_sub(due.count_ones());
         if core.block.race.is_some() {

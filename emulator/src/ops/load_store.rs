@@ -1,4 +1,6 @@
 //! Decodes loads and stores (`loads` and `stores` run them), and instructions that only say how memory will be used.
+// Loops over the lanes index several arrays at once, and vectorise as they are.
+#![allow(clippy::needless_range_loop)]
 
 use super::access::{GlobalNote, WIDE, place_bits, space_from, space_of};
 use super::{loads, stores};

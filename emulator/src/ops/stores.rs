@@ -1,4 +1,6 @@
 //! Runs stores; see `loads`.
+// Loops over the lanes index several arrays at once, and vectorise as they are.
+#![allow(clippy::needless_range_loop)]
 
 use super::access::{
     Lanes, Part, Shape, addresses, aligned, block_of, defined_address, global_is_watched, in_local,
@@ -347,8 +349,7 @@ fn give(
     for j in 0..form.count() {
         let (slot, wide) = form.data(inst, extra, j);
         let at = j * element;
-        let undef;
-        if wide {
+        let undef = if wide {
             let value = regs.get64(slot);
             match element {
                 1 => lanes.store(bytes, at, mask, |lane| value[lane] as u8),
@@ -356,7 +357,7 @@ fn give(
                 4 => lanes.store(bytes, at, mask, |lane| value[lane] as u32),
                 _ => lanes.store(bytes, at, mask, |lane| value[lane]),
             }
-            undef = regs.undef64[slot as usize];
+            regs.undef64[slot as usize]
         } else {
             let value = regs.get32(slot);
             match element {
@@ -364,8 +365,8 @@ fn give(
                 2 => lanes.store(bytes, at, mask, |lane| value[lane] as u16),
                 _ => lanes.store(bytes, at, mask, |lane| value[lane]),
             }
-            undef = regs.undef32[slot as usize];
-        }
+            regs.undef32[slot as usize]
+        };
         // The high part of a register counts only where it is stored.
         let two = element == 8 || element == 4 && !wide;
         let undef = [undef[0] & mask, if two { undef[1] & mask } else { undef[0] & mask }];
