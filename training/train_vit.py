@@ -32,6 +32,9 @@ P.add_argument('--no-pure', dest='pure', action='store_false')
 P.add_argument('--f32', action='store_true', help='plain float32 throughout: faster than bf16 on processors without bf16 matrix instructions')
 P.add_argument('--patch-drop', type=float, default=0.0, help='share of patch tokens left out at random in training (halving them doubles the images per second)')
 P.add_argument('--geo', type=float, default=1.0, help='strength of the shift, scale and turn; 1 is strong for 28x28 images')
+P.add_argument('--teacher', default='', help='file of train_teacher.py: learn from its soft answers on the same augmented images')
+P.add_argument('--soft', type=float, default=0.7, help='weight of the teacher in the loss'); P.add_argument('--temperature', type=float, default=2.0)
+P.add_argument('--muon', action='store_true', help='Muon for the matrices of the blocks, AdamW for the rest')
 P.add_argument('--compile', action='store_true'); P.add_argument('--bench', type=int, default=0)
 P.add_argument('--seed', type=int, default=0); P.add_argument('--eval-n', type=int, default=2000, help='test images at the periodic checks'); P.add_argument('--final-n', type=int, default=10**9, help='test images at the end: all, unless another run follows')
 a = P.parse_args()
@@ -71,8 +74,21 @@ ema = copy.deepcopy(model).eval(); [p.requires_grad_(False) for p in ema.paramet
 nparam = sum(p.numel() for p in model.parameters())
 decay = [p for n, p in model.named_parameters() if p.dim() > 1 and n not in ('pos_embed', 'cls_token')]
 ids = {id(p) for p in decay}
-opt = torch.optim.AdamW([{'params': decay, 'weight_decay': a.wd}, {'params': [p for p in model.parameters() if id(p) not in ids], 'weight_decay': 0.}],
-                        lr=a.lr, betas=(0.9, 0.999), foreach=True)
+class Both:
+    """Two optimisers behind one: orthogonalised momentum for the blocks' matrices, AdamW for everything else."""
+    def __init__(self, matrices, rest, plain):
+        self.parts = [torch.optim.Muon(matrices, lr=a.lr, weight_decay=a.wd, momentum=0.95, adjust_lr_fn='match_rms_adamw')] if matrices else []
+        self.parts.append(torch.optim.AdamW([{'params': rest, 'weight_decay': a.wd}, {'params': plain, 'weight_decay': 0.}], lr=a.lr, betas=(0.9, 0.999), foreach=True))
+        self.param_groups = [g for p in self.parts for g in p.param_groups]
+    def step(self): [p.step() for p in self.parts]
+    def state_dict(self): return [p.state_dict() for p in self.parts]
+    def load_state_dict(self, states): [p.load_state_dict(s) for p, s in zip(self.parts, states)]
+blocks = {id(p) for n, p in model.named_parameters() if p.dim() == 2 and n.startswith('blocks.')} if a.muon else set()
+opt = Both([p for p in decay if id(p) in blocks], [p for p in decay if id(p) not in blocks], [p for p in model.parameters() if id(p) not in ids])
+teacher = None
+if a.teacher:
+    from train_teacher import Teacher
+    teacher = Teacher(classes=NC).eval().to(dev); teacher.load_state_dict(load_file(a.teacher)); teacher.to(memory_format=torch.channels_last)
 net = torch.compile(work) if a.compile else work
 amp = lambda: torch.autocast(dev, dtype=torch.bfloat16, enabled=not a.f32)
 
@@ -143,6 +159,9 @@ while True:
     else:
         with amp(): o = net(x)
     loss = -(t * F.log_softmax(o.float(), 1)).sum(1).mean()
+    if teacher is not None:                          # the teacher sees what the student sees
+        with torch.no_grad(): q = F.softmax(teacher((x.float() * STD + MEAN).contiguous(memory_format=torch.channels_last)) / a.temperature, 1)
+        loss = (1 - a.soft) * loss + a.soft * a.temperature ** 2 * F.kl_div(F.log_softmax(o.float() / a.temperature, 1), q, reduction='batchmean')
     work.zero_grad(set_to_none=True); loss.backward()
     if a.pure:
         for p, q in zip(model.parameters(), work.parameters()): p.grad = q.grad.float()
