@@ -58,7 +58,7 @@ fn samples(format: Format, seed: u64, count: usize) -> Vec<u64> {
         if i % 2 == 0 {
             bits
         } else {
-            bits % step | (one + random.next() % 66 * step - step) | bits & format.sign()
+            (bits % step) | (one + (random.next() % 66) * step - step) | (bits & format.sign())
         }
     }));
     // Integers and halves around the ends of the integer types.
@@ -201,16 +201,16 @@ fn same(format: Format) -> impl Fn(u64, u64) -> bool {
 
 /// `.sat`, `.relu`, `.satfinite` of a rounded value.
 fn end(format: Format, words: &str, mut bits: u64) -> u64 {
-    let one = format.infinity() / 2 >> (format.digits - 1) << (format.digits - 1);
+    let one = (format.infinity() / 2) >> (format.digits - 1) << (format.digits - 1);
     let nan = bits == format.nan || format.is_nan(bits);
     if words.contains(".satfinite") && bits & (format.sign() - 1) == format.infinity() {
         bits -= 1;
     }
-    let negative = bits & format.sign() != 0;
-    if words.ends_with(".sat") && (nan || negative) || words.contains(".relu") && !nan && negative {
+    let (negative, sat) = (bits & format.sign() != 0, words.split('.').any(|word| word == "sat"));
+    if sat && (nan || negative) || words.contains(".relu") && !nan && negative {
         return 0;
     }
-    if words.ends_with(".sat") { bits.min(one) } else { bits }
+    if sat { bits.min(one) } else { bits }
 }
 
 #[test]
@@ -262,7 +262,7 @@ fn floats_within_a_type() {
         let values = samples(format, 3, 1200);
         let sources =
             [Values(size, if size == 2 { values.into_iter().step_by(7).collect() } else { values })];
-        let mut forms = vec![("".to_owned(), None)];
+        let mut forms = vec![(String::new(), None)];
         forms.extend(MODES.map(|(name, mode)| (format!(".{name}i"), Some(mode))));
         for (word, mode) in forms {
             for end_word in ["", ".ftz", ".sat", ".ftz.sat"] {
@@ -412,7 +412,7 @@ fn eight_bit_floats() {
         // Around every value and every middle between two.
         for bits in 0..0x80 {
             let x = small(bits, e4m3) as f32;
-            let middle = (x + small((bits + 1) % 0x80, e4m3) as f32) / 2.0;
+            let middle = x.midpoint(small((bits + 1) % 0x80, e4m3) as f32);
             for y in [x, middle] {
                 values.extend([y, -y, y.next_up(), y.next_down()].map(|y| u64::from(y.to_bits())));
             }

@@ -307,12 +307,13 @@ fn f64_min_and_max() {
     }
 }
 
+type Bits = fn(u64) -> u64;
+
 #[test]
 fn signs() {
     let edges = F32.edges();
     let wide = F64.edges();
     let (sign, sign64) = (1u64 << 31, 1u64 << 63);
-    type Bits = fn(u64) -> u64;
     let flush: Bits = |x| F32.flush(x);
     let forms: [(&str, Bits); 6] = [
         ("neg.f32", |x| x ^ (1 << 31)),
@@ -360,7 +361,7 @@ fn lanes_outside_the_mask_keep_their_value() {
                 "max" => x,
                 // Rounded up.
                 _ => {
-                    if x.sqrt() as f64 * (x.sqrt() as f64) < x as f64 {
+                    if f64::from(x.sqrt()).powi(2) < f64::from(x) {
                         x.sqrt().next_up()
                     } else {
                         x.sqrt()

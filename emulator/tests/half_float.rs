@@ -29,7 +29,7 @@ fn by_the_book(format: Format, op: &str, v: &[u64]) -> u64 {
 
 /// `.sat` and `.relu`, by the values: NaN is 0 or stays.
 fn end(format: Format, word: &str, bits: u64) -> u64 {
-    let one = format.infinity() / 2 >> (format.digits - 1) << (format.digits - 1);
+    let one = (format.infinity() / 2) >> (format.digits - 1) << (format.digits - 1);
     let negative = bits & format.sign() != 0;
     match word {
         ".sat" if negative || format.is_nan(bits) => 0,

@@ -115,6 +115,9 @@ fn f32_erf() {
     }
 }
 
+/// Name, reference, arguments, bounds as in [`Unary`].
+type Binary<'a> = (&'a str, fn(f64, f64) -> f64, &'a [f32], &'a [f32], [f64; 2]);
+
 #[test]
 fn f32_functions_of_two_numbers() {
     let count = 4000;
@@ -122,8 +125,7 @@ fn f32_functions_of_two_numbers() {
     let bases = uniform(11, 0.05, 20.0, count);
     let exponents = uniform(12, -25.0, 25.0, count);
     let (a, b) = (uniform(13, -1e4, 1e4, count), uniform(14, 0.5, 500.0, count));
-    type Case<'a> = (&'a str, fn(f64, f64) -> f64, &'a [f32], &'a [f32], [f64; 2]);
-    let cases: [Case<'_>; 5] = [
+    let cases: [Binary<'_>; 5] = [
         ("f32_pow", f64::powf, &bases, &exponents, [2.0, 5.0]),
         ("f32_divide", |x, y| x / y, &a, &b, [0.5; 2]),
         ("f32_fdividef", |x, y| x / y, &a, &b, [0.51, 2.0]),

@@ -181,8 +181,8 @@ fn arithmetic(op: &str, aux: u32) -> Exec {
 fn arithmetic_of(aux: u32, sources: [u16; 3]) -> u16 {
     let (brain, ftz) = (aux & BRAIN != 0, aux & FTZ != 0);
     let [a, b, c] = sources.map(|h| if ftz { flush(h) } else { h });
-    let (widen, narrow): (fn(u16) -> f32, fn(f32) -> u16) =
-        if brain { (bf16_to_f32, f32_to_bf16) } else { (f16_to_f32, f32_to_f16) };
+    let widen = |h| if brain { bf16_to_f32(h) } else { f16_to_f32(h) };
+    let narrow = |x| if brain { f32_to_bf16(x) } else { f32_to_f16(x) };
     let result = match aux & OPERATION {
         ADD => narrow(widen(a) + widen(b)),
         SUB => narrow(widen(a) - widen(b)),
@@ -207,7 +207,7 @@ fn any_arithmetic(core: &mut Core<'_>, inst: &Inst, mask: u32) -> Flow {
 /// `f(aux, sources)` on the low half of each lane or, for pairs, both.
 fn halves(core: &mut Core<'_>, inst: &Inst, mask: u32, f: fn(u32, [u16; 3]) -> u16) -> Flow {
     let regs = &mut core.warp.regs;
-    let count = (inst.aux / SOURCES & 3) as usize;
+    let count = ((inst.aux / SOURCES) & 3) as usize;
     let slots = [inst.a, inst.b, inst.c];
     let pair = inst.aux & PAIR != 0;
     let mut undef = [0; 2];
@@ -262,7 +262,7 @@ fn extreme_of(aux: u32, sources: [u16; 3]) -> u16 {
         return if magnitude > infinity { magnitude } else { magnitude | (a ^ b) & 0x8000 };
     }
     let first = extreme(a, b, max, nan, infinity);
-    if aux / SOURCES & 3 == 3 { extreme(first, c, max, nan, infinity) } else { first }
+    if (aux / SOURCES) & 3 == 3 { extreme(first, c, max, nan, infinity) } else { first }
 }
 
 fn any_extreme(core: &mut Core<'_>, inst: &Inst, mask: u32) -> Flow {
@@ -280,7 +280,7 @@ fn extremes(aux: u32) -> Exec {
             }
         };
     }
-    if aux & (FTZ | XOR) != 0 || aux / SOURCES & 3 == 3 {
+    if aux & (FTZ | XOR) != 0 || (aux / SOURCES) & 3 == 3 {
         return any_extreme;
     }
     match (aux & MAX != 0, aux & NAN != 0, aux & BRAIN != 0) {

@@ -6,7 +6,7 @@ use cuda::config::Config;
 
 /// Values of one operand and how many bytes each has.
 #[derive(Clone, Debug)]
-pub struct Values(pub usize, pub Vec<u64>);
+pub(crate) struct Values(pub(crate) usize, pub(crate) Vec<u64>);
 
 fn bytes(values: &Values) -> Vec<u8> {
     values.1.iter().flat_map(|v| v.to_le_bytes()[..values.0].to_vec()).collect()
@@ -17,18 +17,19 @@ fn declare(name: &str, size: usize) -> String {
 }
 
 /// PTX that loads element `i` of each source into `a`, `b`, `c`, runs `text` and stores `d`.
-pub fn module(text: &str, size: usize, sources: &[Values]) -> String {
+pub(crate) fn module(text: &str, size: usize, sources: &[Values]) -> String {
     let count = sources[0].1.len();
     let params: Vec<String> = (0..=sources.len()).map(|i| format!(".param .u64 p{i}")).collect();
     let mut body = declare("d", size);
     for (i, source) in sources.iter().enumerate() {
         let name = ["a", "b", "c"][i];
         body += &declare(name, source.0);
-        body += &format!(
+        let address = format!(
             "ld.param.u64 base, [p{i}];\nmul.wide.u32 offset, index, {};\nadd.s64 base, base, offset;\n",
             source.0
         );
-        body += &format!("ld.global.b{} {name}, [base];\n", source.0 * 8);
+        body += &address;
+        body += &["ld.global.b", &(source.0 * 8).to_string(), " ", name, ", [base];\n"].concat();
     }
     format!(
         ".version 8.6\n.target sm_80\n.address_size 64\n.visible .entry test({})\n{{\n.reg .b32 index, block;\n.reg .b64 base, offset;\n.reg .pred outside;\nmov.u32 index, %tid.x;\nmov.u32 block, %ctaid.x;\nmad.lo.u32 index, block, 256, index;\nsetp.ge.u32 outside, index, {count};\n@outside ret;\n{body}{text}\nld.param.u64 base, [p{}];\nmul.wide.u32 offset, index, {size};\nadd.s64 base, base, offset;\nst.global.b{} [base], d;\nret;\n}}\n",
@@ -39,7 +40,7 @@ pub fn module(text: &str, size: usize, sources: &[Values]) -> String {
 }
 
 /// The results of `text` (which reads `a`, `b`, `c` and writes `d`), `size` bytes each.
-pub fn apply_with(text: &str, size: usize, sources: &[Values], config: Config) -> Vec<u64> {
+pub(crate) fn apply_with(text: &str, size: usize, sources: &[Values], config: Config) -> Vec<u64> {
     let count = sources[0].1.len();
     assert!(count > 0 && sources.iter().all(|s| s.1.len() == count));
     let mut args: Vec<Arg> = sources.iter().map(|s| Arg::Buffer(bytes(s))).collect();
@@ -54,12 +55,12 @@ pub fn apply_with(text: &str, size: usize, sources: &[Values], config: Config) -
 }
 
 /// [`apply_with`] the default configuration.
-pub fn apply(text: &str, size: usize, sources: &[Values]) -> Vec<u64> {
+pub(crate) fn apply(text: &str, size: usize, sources: &[Values]) -> Vec<u64> {
     apply_with(text, size, sources, Config::default())
 }
 
 /// Which bytes of a buffer are undefined.
-pub fn undefined(ran: &Ran, buffer: usize) -> Vec<bool> {
+pub(crate) fn undefined(ran: &Ran, buffer: usize) -> Vec<bool> {
     let size = ran.buffers[buffer].len();
     let memory = &ran.device.memory;
     let allocation = memory.get(memory.find(ran.addresses[buffer], size as u64).unwrap());
@@ -69,7 +70,7 @@ pub fn undefined(ran: &Ran, buffer: usize) -> Vec<bool> {
 
 /// Fails with the operands of the first lane that differs.
 #[track_caller]
-pub fn check(
+pub(crate) fn check(
     text: &str,
     sources: &[Values],
     got: &[u64],
@@ -84,16 +85,16 @@ pub fn check(
 }
 
 /// All pairs of two lists.
-pub fn pairs(a: &[u64], b: &[u64]) -> [Vec<u64>; 2] {
+pub(crate) fn pairs(a: &[u64], b: &[u64]) -> [Vec<u64>; 2] {
     let both = || a.iter().flat_map(|&x| b.iter().map(move |&y| (x, y)));
     [both().map(|p| p.0).collect(), both().map(|p| p.1).collect()]
 }
 
 /// Pseudo-random numbers, the same in every run.
-pub struct Random(pub u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -103,7 +104,7 @@ impl Random {
 }
 
 /// Bit patterns of a format: edges, anything, and numbers near 1 whose sums and products meet.
-pub fn float_bits(format: super::oracle::Format) -> impl proptest::strategy::Strategy<Value = u64> {
+pub(crate) fn float_bits(format: super::oracle::Format) -> impl proptest::strategy::Strategy<Value = u64> {
     use proptest::prelude::*;
     let all = format.sign() | (format.sign() - 1);
     let step = 1u64 << (format.digits - 1);

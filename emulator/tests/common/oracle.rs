@@ -91,23 +91,23 @@ impl Big {
 
 /// A finite number: sign, magnitude, exponent.
 #[derive(Clone, Debug)]
-pub struct Exact {
-    pub negative: bool,
+pub(crate) struct Exact {
+    pub(crate) negative: bool,
     magnitude: Big,
     exponent: i32,
 }
 
 impl Exact {
-    pub fn integer(n: i128) -> Self {
+    pub(crate) fn integer(n: i128) -> Self {
         Self { negative: n < 0, magnitude: Big::from(n.unsigned_abs()), exponent: 0 }
     }
 
     /// The same magnitude with a sign.
-    pub fn signed(self, negative: bool) -> Self {
+    pub(crate) fn signed(self, negative: bool) -> Self {
         Self { negative, ..self }
     }
 
-    pub fn is_zero(&self) -> bool {
+    pub(crate) fn is_zero(&self) -> bool {
         self.magnitude.0.is_empty()
     }
 
@@ -117,7 +117,7 @@ impl Exact {
         (shift(self), shift(other), exponent)
     }
 
-    pub fn plus(&self, other: &Self) -> Self {
+    pub(crate) fn plus(&self, other: &Self) -> Self {
         let (a, b, exponent) = self.aligned(other);
         let (negative, magnitude) = if self.negative == other.negative {
             (self.negative, a.plus(&b))
@@ -129,7 +129,7 @@ impl Exact {
         Self { negative, magnitude, exponent }
     }
 
-    pub fn times(&self, other: &Self) -> Self {
+    pub(crate) fn times(&self, other: &Self) -> Self {
         Self {
             negative: self.negative != other.negative,
             magnitude: self.magnitude.times(&other.magnitude),
@@ -138,7 +138,7 @@ impl Exact {
     }
 
     /// Order of the magnitudes.
-    pub fn compare(&self, other: &Self) -> Ordering {
+    pub(crate) fn compare(&self, other: &Self) -> Ordering {
         if self.is_zero() || other.is_zero() {
             return other.is_zero().cmp(&self.is_zero());
         }
@@ -152,7 +152,7 @@ impl Exact {
     }
 
     /// The magnitude rounded to an integer.
-    pub fn whole(&self, mode: Mode) -> u128 {
+    pub(crate) fn whole(&self, mode: Mode) -> u128 {
         // Search, as for floats: the largest integer not above it, between two powers of two.
         let top = (self.magnitude.length() + self.exponent).clamp(0, 100);
         let (mut low, mut high) = if top == 0 { (0, 1) } else { (1u128 << (top - 1), 1 << top) };
@@ -181,7 +181,7 @@ fn up(mode: Mode, negative: bool, half: Ordering, low_even: bool) -> bool {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
+pub(crate) enum Mode {
     Rn,
     Rz,
     Rm,
@@ -189,38 +189,39 @@ pub enum Mode {
     Rna,
 }
 
-pub const MODES: [(&str, Mode); 4] = [("rn", Mode::Rn), ("rz", Mode::Rz), ("rm", Mode::Rm), ("rp", Mode::Rp)];
+pub(crate) const MODES: [(&str, Mode); 4] =
+    [("rn", Mode::Rn), ("rz", Mode::Rz), ("rm", Mode::Rm), ("rp", Mode::Rp)];
 
 /// Significant bits and exponent bits of an IEEE format, and the NaN that operations give (the manual leaves f64's open).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Format {
-    pub digits: u32,
-    pub exponent: u32,
-    pub nan: u64,
+pub(crate) struct Format {
+    pub(crate) digits: u32,
+    pub(crate) exponent: u32,
+    pub(crate) nan: u64,
 }
 
-pub const F16: Format = Format { digits: 11, exponent: 5, nan: 0x7fff };
-pub const BF16: Format = Format { digits: 8, exponent: 8, nan: 0x7fff };
-pub const F32: Format = Format { digits: 24, exponent: 8, nan: 0x7fff_ffff };
-pub const F64: Format = Format { digits: 53, exponent: 11, nan: 0x7ff8 << 48 };
+pub(crate) const F16: Format = Format { digits: 11, exponent: 5, nan: 0x7fff };
+pub(crate) const BF16: Format = Format { digits: 8, exponent: 8, nan: 0x7fff };
+pub(crate) const F32: Format = Format { digits: 24, exponent: 8, nan: 0x7fff_ffff };
+pub(crate) const F64: Format = Format { digits: 53, exponent: 11, nan: 0x7ff8 << 48 };
 
 #[derive(Clone, Debug)]
-pub enum Number {
+pub(crate) enum Number {
     Nan,
     Infinite(bool),
     Finite(Exact),
 }
 
 impl Format {
-    pub fn sign(self) -> u64 {
+    pub(crate) fn sign(self) -> u64 {
         1 << (self.digits + self.exponent - 1)
     }
 
-    pub fn infinity(self) -> u64 {
+    pub(crate) fn infinity(self) -> u64 {
         ((1 << self.exponent) - 1) << (self.digits - 1)
     }
 
-    pub fn is_nan(self, bits: u64) -> bool {
+    pub(crate) fn is_nan(self, bits: u64) -> bool {
         bits & (self.sign() - 1) > self.infinity()
     }
 
@@ -235,7 +236,7 @@ impl Format {
         Exact { negative, magnitude: Big::from(u128::from(mantissa)), exponent }
     }
 
-    pub fn number(self, bits: u64) -> Number {
+    pub(crate) fn number(self, bits: u64) -> Number {
         let negative = bits & self.sign() != 0;
         let magnitude = bits & (self.sign() - 1);
         match magnitude.cmp(&self.infinity()) {
@@ -246,21 +247,21 @@ impl Format {
     }
 
     /// `.ftz`.
-    pub fn flush(self, bits: u64) -> u64 {
+    pub(crate) fn flush(self, bits: u64) -> u64 {
         if bits & self.infinity() == 0 { bits & self.sign() } else { bits }
     }
 
     /// The float that an exact magnitude rounds to; `compare` says how a candidate's magnitude compares with it.
-    pub fn search(self, negative: bool, mode: Mode, compare: impl Fn(&Exact) -> Ordering) -> u64 {
+    pub(crate) fn search(self, negative: bool, mode: Mode, compare: impl Fn(&Exact) -> Ordering) -> u64 {
         let sign = if negative { self.sign() } else { 0 };
         let infinity = self.infinity();
         let (mut low, mut high) = (0, infinity + 1);
         while high - low > 1 {
             let middle = low + (high - low) / 2;
             if compare(&self.value(middle, false)) == Ordering::Greater {
-                high = middle
+                high = middle;
             } else {
-                low = middle
+                low = middle;
             }
         }
         if low < infinity && compare(&self.value(low, false)) == Ordering::Equal {
@@ -276,11 +277,11 @@ impl Format {
         (if up(mode, negative, half, low % 2 == 0) { low + 1 } else { low }) | sign
     }
 
-    pub fn round(self, x: &Exact, mode: Mode) -> u64 {
+    pub(crate) fn round(self, x: &Exact, mode: Mode) -> u64 {
         self.search(x.negative, mode, |candidate| candidate.compare(x))
     }
 
-    pub fn add(self, a: u64, b: u64, mode: Mode) -> u64 {
+    pub(crate) fn add(self, a: u64, b: u64, mode: Mode) -> u64 {
         match (self.number(a), self.number(b)) {
             (Number::Nan, _) | (_, Number::Nan) => self.nan,
             (Number::Infinite(x), Number::Infinite(y)) => {
@@ -307,7 +308,7 @@ impl Format {
         self.round(&exact, mode)
     }
 
-    pub fn mul(self, a: u64, b: u64, mode: Mode) -> u64 {
+    pub(crate) fn mul(self, a: u64, b: u64, mode: Mode) -> u64 {
         let sign = (a ^ b) & self.sign();
         match (self.number(a), self.number(b)) {
             (Number::Nan, _) | (_, Number::Nan) => self.nan,
@@ -317,7 +318,7 @@ impl Format {
         }
     }
 
-    pub fn fma(self, a: u64, b: u64, c: u64, mode: Mode) -> u64 {
+    pub(crate) fn fma(self, a: u64, b: u64, c: u64, mode: Mode) -> u64 {
         match (self.number(a), self.number(b), self.number(c)) {
             (Number::Finite(x), Number::Finite(y), Number::Finite(z)) => self.sum(&x.times(&y), &z, mode),
             (Number::Finite(_), Number::Finite(_), Number::Infinite(_)) => c,
@@ -326,7 +327,7 @@ impl Format {
         }
     }
 
-    pub fn div(self, a: u64, b: u64, mode: Mode) -> u64 {
+    pub(crate) fn div(self, a: u64, b: u64, mode: Mode) -> u64 {
         let sign = (a ^ b) & self.sign();
         match (self.number(a), self.number(b)) {
             (Number::Nan, _) | (_, Number::Nan) | (Number::Infinite(_), Number::Infinite(_)) => self.nan,
@@ -345,7 +346,7 @@ impl Format {
         }
     }
 
-    pub fn sqrt(self, a: u64, mode: Mode) -> u64 {
+    pub(crate) fn sqrt(self, a: u64, mode: Mode) -> u64 {
         match self.number(a) {
             Number::Finite(x) if x.is_zero() => a,
             Number::Finite(x) if !x.negative => {
@@ -357,7 +358,7 @@ impl Format {
     }
 
     /// The same value in another format.
-    pub fn convert(self, bits: u64, to: Self, mode: Mode) -> u64 {
+    pub(crate) fn convert(self, bits: u64, to: Self, mode: Mode) -> u64 {
         match self.number(bits) {
             Number::Nan => to.nan,
             Number::Infinite(negative) => to.infinity() | if negative { to.sign() } else { 0 },
@@ -366,7 +367,7 @@ impl Format {
     }
 
     /// Bits whose neighbourhood is worth a test: zeros, subnormals, ones, ties, ends, infinities, NaN.
-    pub fn edges(self) -> Vec<u64> {
+    pub(crate) fn edges(self) -> Vec<u64> {
         let (infinity, step) = (self.infinity(), 1 << (self.digits - 1));
         let one = infinity / 2 / step * step;
         let mut out = vec![0, 1, 2, step / 2, step - 1, step, step + 1, 2 * step, one / 2, one / 2 + 1];
