@@ -217,9 +217,10 @@ fn check(
     Ok(())
 }
 
-fn row(bytes: &[u8], offset: u32) -> u128 {
+#[inline(always)]
+fn row(bytes: &[u8], offset: u32) -> [u8; ROW as usize] {
     let at = offset as usize;
-    bytes.get(at..at + ROW as usize).and_then(|b| b.first_chunk()).map_or(0, |b| u128::from_le_bytes(*b))
+    bytes.get(at..at + ROW as usize).and_then(|b| b.first_chunk()).copied().unwrap_or_default()
 }
 
 fn ldmatrix<const TRANSPOSED: bool>(core: &mut Core<'_>, inst: &Inst, mask: u32) -> Flow {
@@ -229,24 +230,27 @@ fn ldmatrix<const TRANSPOSED: bool>(core: &mut Core<'_>, inst: &Inst, mask: u32)
 fn load<const TRANSPOSED: bool>(core: &mut Core<'_>, inst: &Inst, mask: u32) -> Result<Flow, Flow> {
     let rows = rows(core, inst, mask)?;
     check(core, inst, &rows, Touch::Read, None)?;
+    let track = core.warp.regs.track;
     for matrix in 0..(inst.aux & 7) as usize {
         let mut register = [0; 32];
         let mut shadow = [0; 8];
         let present = rows.lanes >> (8 * matrix) & 0xff;
         for r in 0..8 {
             let offset = rows.offsets[8 * matrix + r];
-            let (value, shade) = if present >> r & 1 == 1 {
-                (row(&core.block.shared, offset), row(&core.block.shared_shadow, offset))
-            } else {
-                (u128::from_le_bytes([FILL; 16]), u128::from_le_bytes([UNDEFINED; 16]))
-            };
-            for (j, word) in register[4 * r..4 * r + 4].iter_mut().enumerate() {
-                *word = (value >> (32 * j)) as u32;
+            let here = present >> r & 1 == 1;
+            let value = if here { row(&core.block.shared, offset) } else { [FILL; ROW as usize] };
+            for j in 0..4 {
+                let word = [value[4 * j], value[4 * j + 1], value[4 * j + 2], value[4 * j + 3]];
+                register[4 * r + j] = u32::from_le_bytes(word);
             }
-            shadow[r] = shade;
+            if track {
+                let shade =
+                    if here { row(&core.block.shared_shadow, offset) } else { [UNDEFINED; ROW as usize] };
+                shadow[r] = u128::from_le_bytes(shade);
+            }
         }
         let mut undef = [0; 2];
-        if core.warp.regs.track && shadow.iter().fold(0, |a, b| a | b) != 0 {
+        if track && shadow.iter().fold(0, |a, b| a | b) != 0 {
             let mut bits = undefined_rows(&shadow);
             if TRANSPOSED {
                 bits = transpose_bits(bits);
