@@ -62,6 +62,48 @@ pub enum Error {
         /// The argument, the value given and the value expected.
         what: String,
     },
+    /// The CUDA driver's library is not on this machine.
+    #[cfg(feature = "cuda")]
+    #[error("there is no CUDA driver: {what}")]
+    NoDriver {
+        /// Which libraries were looked for.
+        what: String,
+    },
+    /// The CUDA driver refused something other than a launch.
+    #[cfg(feature = "cuda")]
+    #[error("CUDA: {action}: {what}")]
+    Driver {
+        /// What was asked of it.
+        action: &'static str,
+        /// What it answered.
+        what: String,
+    },
+    /// The embedded kernels cannot run on a device.
+    #[cfg(feature = "cuda")]
+    #[error("{device}: {what}")]
+    Kernels {
+        /// The device and its compute capability.
+        device: String,
+        /// What is wrong, what the binary holds, and what to do.
+        what: String,
+    },
+    /// The CUDA driver refused a launch.
+    #[cfg(feature = "cuda")]
+    #[error(
+        "launch of {kernel} with grid {grid}, block {block} and {shared_bytes} bytes of shared memory: {what}"
+    )]
+    Launch {
+        /// The kernel.
+        kernel: String,
+        /// Blocks.
+        grid: u32,
+        /// Threads of a block.
+        block: u32,
+        /// Dynamic shared memory of a block.
+        shared_bytes: u32,
+        /// What the driver answered.
+        what: String,
+    },
 }
 
 /// `Result` with this crate's [`Error`].

@@ -33,6 +33,7 @@
 //! - [`TokenPlan`] is what every method ends in: which input tokens make up each output token, with which weights.
 //! - [`reduction`] has one file per method; each builds plans out of backend operations and knows no device.
 //! - [`backend::Backend`] is the operations; [`cpu::Cpu`] is their reference, plain and deterministic.
+//! - `cuda` (feature `cuda`) launches the CUDA kernels on the caller's streams and memory.
 //! - [`model`] has the forward passes, written once over a backend and a method.
 //! - [`weights`] reads safetensors files; [`image`] reads pictures exactly as the models' training code does.
 //! - [`macs`] counts multiply-adds by the rules of the papers.
@@ -43,6 +44,8 @@
 
 pub mod backend;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod error;
 pub mod image;
 pub mod macs;

@@ -1,0 +1,251 @@
+// select.cu - keeps the k tokens with the highest class score, in descending order, and fuses the others into one.
+//
+// Maths:   score[n] = (sum over h of scores[h][n]) / H, the sum in the order of h. The first `special` tokens are kept as
+//          they stand; then come the `keep` best others, order.cuh's rule; then, if asked for, one token of all the
+//          rest: members ascending, weighted by their scores.
+// Shapes:  scores (B, H, N), last axis contiguous;  the plan as src/plan.rs: offsets (B, M+1), members, weights, groups
+//          (B, N), M = special + keep + (1 if fused).
+// Launch:  one block an image. To N = 512 fv_select_rank_*: block N rounded up to whole warps, static shared memory only;
+//          to N = 16,384 fv_select_sort_*: block 128 to 1,024, dynamic shared 6 bytes a place, places = N - special
+//          rounded up to a power of two.
+// Cost:    reads the scores once, 4*B*H*N bytes in f32, and writes the plan, 4*B*(3N + M+1). rank: N*N/32 comparisons of
+//          32 keys a warp, two instructions each, one barrier wait. sort: N log2(N) (log2(N)+1)/4 exchanges. Up to 512
+//          tokens counting costs fewer instructions than a network's exchanges and barriers. One block an image:
+//          with few images this kernel is bound by latency, not by either sum.
+
+#include <cstddef>
+
+#include "element.cuh"
+#include "order.cuh"
+#include "reduce.cuh"
+
+namespace {
+
+struct SelectParams {
+    const void* scores;  // (B, H, N)
+    int32_t* offsets;    // (B, M+1)
+    int32_t* members;    // (B, N)
+    float* weights;      // (B, N)
+    int32_t* groups;     // (B, N)
+    int64_t batch_stride, head_stride;  // of the scores
+    int32_t heads;
+    int32_t tokens;  // N
+    int32_t special;
+    int32_t keep;
+    int32_t fused;   // 0 or 1
+    int32_t places;  // of the sort: N - special rounded up to a power of two
+};
+static_assert(sizeof(SelectParams) == 80 && offsetof(SelectParams, batch_stride) == 40 && offsetof(SelectParams, heads) == 56,
+              "the launcher's layout");
+
+constexpr int kRankTokens = 512;
+constexpr int kSortTokens = 16384;
+constexpr int kSortThreads = 1024;
+// Words of 32 tokens, in pairs: a count for each word would not fit beside 16,384 places where a block has 99 KiB.
+constexpr int kPairs = kSortTokens / (2 * fv::kWarp);
+// A place of the sort that holds no token; larger than every token.
+constexpr uint16_t kNoToken = 0xffff;
+
+template <class E>
+__device__ __forceinline__ float mean_score(const SelectParams& p, int token) {
+    const auto* scores =
+        static_cast<const typename E::Storage*>(p.scores) + static_cast<int64_t>(blockIdx.x) * p.batch_stride + token;
+    float sum = 0.0f;
+#pragma unroll 4
+    for (int head = 0; head < p.heads; ++head) {
+        sum = __fadd_rn(sum, E::widen(__ldg(scores + head * p.head_stride)));
+    }
+    return __fdiv_rn(sum, static_cast<float>(p.heads));
+}
+
+// The plan of this block's image.
+struct Plan {
+    int32_t* offsets;
+    int32_t* members;
+    float* weights;
+    int32_t* groups;
+    int kept;   // special + keep
+    int fused;  // 0 or 1
+    int tokens;
+
+    __device__ __forceinline__ explicit Plan(const SelectParams& p)
+        : kept(p.special + p.keep), fused(p.fused), tokens(p.tokens) {
+        const int64_t image = blockIdx.x;
+        offsets = p.offsets + image * (kept + fused + 1);
+        members = p.members + image * tokens;
+        weights = p.weights + image * tokens;
+        groups = p.groups + image * tokens;
+    }
+    // By all threads: every kept token is a group of its own.
+    __device__ __forceinline__ void write_offsets() const {
+        for (int i = threadIdx.x; i <= kept + fused; i += blockDim.x) {
+            offsets[i] = i <= kept ? i : tokens;
+        }
+    }
+    __device__ __forceinline__ void keep_at(int place, int token) const {
+        members[place] = token;
+        weights[place] = 1.0f;
+        groups[token] = place;
+    }
+    // `before`: how many tokens of the rest have a lower index.
+    __device__ __forceinline__ void rest_at(int before, int token, float score) const {
+        members[kept + before] = fused ? token : -1;
+        weights[kept + before] = fused ? score : 0.0f;
+        groups[token] = fused ? kept : -1;
+    }
+};
+
+// A thread a token: its rank is the number of tokens that precede it.
+template <class E>
+__device__ __forceinline__ void select_by_rank(const SelectParams& p) {
+    __shared__ alignas(16) uint32_t keys[kRankTokens];
+    __shared__ uint32_t rest_words[kRankTokens / fv::kWarp];
+
+    const Plan plan(p);
+    const int token = threadIdx.x;  // [0, N rounded up)
+    const bool candidate = token >= p.special && token < p.tokens;
+    const float score = candidate ? mean_score<E>(p, token) : 0.0f;
+    const uint32_t key = candidate ? fv::order_key(score) : fv::kAbsent;
+    keys[token] = key;
+    plan.write_offsets();
+    __syncthreads();
+
+    // Equal keys precede where their index is lower: in the warps below by >=, in the warps above by >. Four keys a load,
+    // the same for all lanes.
+    const int tile = token - fv::lane_id();
+    int rank = 0;
+    for (int j = 0; j < tile; j += 4) {
+        const uint4 four = *reinterpret_cast<const uint4*>(keys + j);
+        rank += (four.x >= key) + (four.y >= key) + (four.z >= key) + (four.w >= key);
+    }
+    for (int j = tile; j < tile + fv::kWarp; j += 4) {
+        const uint4 four = *reinterpret_cast<const uint4*>(keys + j);
+        rank += (four.x + (j < token) > key) + (four.y + (j + 1 < token) > key) + (four.z + (j + 2 < token) > key) +
+                (four.w + (j + 3 < token) > key);
+    }
+    for (int j = tile + fv::kWarp; j < static_cast<int>(blockDim.x); j += 4) {
+        const uint4 four = *reinterpret_cast<const uint4*>(keys + j);
+        rank += (four.x > key) + (four.y > key) + (four.z > key) + (four.w > key);
+    }
+
+    const bool rest = candidate && rank >= p.keep;
+    const uint32_t word = __ballot_sync(fv::kFullWarp, rest);
+    if (fv::lane_id() == 0) {
+        rest_words[fv::warp_id()] = word;
+    }
+    __syncthreads();
+    if (rest) {
+        int before = __popc(word & fv::lanes_below());
+        for (int warp = 0; warp < fv::warp_id(); ++warp) {
+            before += __popc(rest_words[warp]);
+        }
+        plan.rest_at(before, token, score);
+    } else if (candidate) {
+        plan.keep_at(p.special + rank, token);
+    } else if (token < p.special) {
+        plan.keep_at(token, token);
+    }
+}
+
+// A bitonic network over (key, token) in shared memory.
+template <class E>
+__device__ __forceinline__ void select_by_sort(const SelectParams& p) {
+    extern __shared__ uint32_t sort_keys[];  // [places], then the tokens, [places]
+    auto* sort_tokens = reinterpret_cast<uint16_t*>(sort_keys + p.places);
+    __shared__ uint32_t rest_words[kSortTokens / fv::kWarp];
+    __shared__ uint16_t rest_before[kPairs];
+    __shared__ int totals[fv::kWarp];
+
+    const Plan plan(p);
+    const int thread = threadIdx.x;
+    const int threads = blockDim.x;
+    const int candidates = p.tokens - p.special;
+    for (int i = thread; i < p.places; i += threads) {
+        const int token = p.special + i;
+        sort_keys[i] = i < candidates ? fv::order_key(mean_score<E>(p, token)) : fv::kAbsent;
+        sort_tokens[i] = i < candidates ? static_cast<uint16_t>(token) : kNoToken;
+    }
+    for (int i = thread; i < kSortTokens / fv::kWarp; i += threads) {
+        rest_words[i] = 0;
+    }
+    for (int token = thread; token < p.special; token += threads) {
+        plan.keep_at(token, token);
+    }
+    plan.write_offsets();
+    __syncthreads();
+
+    for (int run = 2; run <= p.places; run *= 2) {
+        for (int stride = run / 2; stride > 0; stride /= 2) {
+            for (int pair = thread; pair < p.places / 2; pair += threads) {
+                const int low = 2 * pair - (pair & (stride - 1));
+                const int high = low + stride;
+                const uint32_t low_key = sort_keys[low];
+                const uint32_t high_key = sort_keys[high];
+                const uint16_t low_token = sort_tokens[low];
+                const uint16_t high_token = sort_tokens[high];
+                const bool wrong =
+                    high_key > low_key || (high_key == low_key && high_token < low_token);
+                // Runs alternate in direction until the last one; equal places hold no token and may change sides.
+                if (wrong == ((low & run) == 0)) {
+                    sort_keys[low] = high_key;
+                    sort_keys[high] = low_key;
+                    sort_tokens[low] = high_token;
+                    sort_tokens[high] = low_token;
+                }
+            }
+            // Up to stride 32 a warp's 32 pairs stay within the same 64 places from step to step.
+            const int next = stride > 1 ? stride / 2 : run;
+            if (stride <= fv::kWarp && next <= fv::kWarp) {
+                __syncwarp();
+            } else {
+                __syncthreads();
+            }
+        }
+    }
+    __syncthreads();
+
+    // The rest by index: a bit a token, then how many bits stand below each word.
+    for (int place = p.keep + thread; place < candidates; place += threads) {
+        const int token = sort_tokens[place];
+        // Bits of integers: the order of these additions does not show.
+        atomicOr(rest_words + token / fv::kWarp, 1u << (token % fv::kWarp));
+    }
+    __syncthreads();
+    int below = 0;
+    for (int base = 0; base < kPairs; base += threads) {
+        const int i = base + thread;
+        const int bits = i < kPairs ? __popc(rest_words[2 * i]) + __popc(rest_words[2 * i + 1]) : 0;
+        const fv::Scan scan = fv::block_exclusive_scan(bits, totals);
+        if (i < kPairs) {
+            rest_before[i] = static_cast<uint16_t>(below + scan.before);
+        }
+        below += scan.total;
+    }
+    __syncthreads();
+    for (int place = thread; place < candidates; place += threads) {
+        const int token = sort_tokens[place];
+        if (place < p.keep) {
+            plan.keep_at(p.special + place, token);
+        } else {
+            const int word = token / fv::kWarp;
+            int before = rest_before[word / 2] + __popc(rest_words[word] & ((1u << (token % fv::kWarp)) - 1u));
+            before += word % 2 == 1 ? __popc(rest_words[word - 1]) : 0;
+            plan.rest_at(before, token, fv::score_of_key(sort_keys[place]));
+        }
+    }
+}
+
+}  // namespace
+
+#define FV_SELECT(TYPE, E)                                                                                    \
+    extern "C" __global__ void __launch_bounds__(kRankTokens)                                                 \
+        fv_select_rank_##TYPE(const __grid_constant__ SelectParams p) {                                       \
+        select_by_rank<E>(p);                                                                                 \
+    }                                                                                                         \
+    extern "C" __global__ void __launch_bounds__(kSortThreads)                                                \
+        fv_select_sort_##TYPE(const __grid_constant__ SelectParams p) {                                       \
+        select_by_sort<E>(p);                                                                                 \
+    }
+FV_SELECT(f32, fv::F32)
+FV_SELECT(f16, fv::F16)
+FV_SELECT(bf16, fv::Bf16)

@@ -1,0 +1,114 @@
+//! A device with the kernels loaded.
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, CudaStream, DriverError, sys};
+
+use super::{image::Kernels, select};
+use crate::{Error, Result};
+
+/// The driver's library, as cudarc looks for it.
+const DRIVER_LIBRARIES: &[&str] =
+    if cfg!(windows) { &["nvcuda.dll", "cuda.dll"] } else { &["libcuda.so", "libcuda.so.1"] };
+
+/// A CUDA device with all kernels loaded. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Device {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    context: Arc<CudaContext>,
+    kernels: Kernels,
+    name: String,
+}
+
+impl Device {
+    /// Opens device `ordinal` with its primary context, the one that other CUDA libraries of the process use too.
+    ///
+    /// # Errors
+    /// [`Error::NoDriver`] without a driver's library; [`Error::Driver`] when there is no such device;
+    /// [`Error::Kernels`] when the kernels do not run on it.
+    pub fn new(ordinal: usize) -> Result<Self> {
+        probe()?;
+        let context = CudaContext::new(ordinal).map_err(|error| driver("opening the device", error))?;
+        Self::with_context(context)
+    }
+
+    /// Loads the kernels into a context that the caller has opened.
+    ///
+    /// # Errors
+    /// [`Error::Kernels`] when the kernels do not run on its device; [`Error::Driver`] when the driver fails.
+    pub fn with_context(context: Arc<CudaContext>) -> Result<Self> {
+        let ask = |error| driver("asking for the device's properties", error);
+        let capability = context.compute_capability().map_err(ask)?;
+        let name = format!(
+            "{} (compute capability {}.{})",
+            context.name().map_err(ask)?,
+            capability.0,
+            capability.1
+        );
+        let limit = context
+            .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
+            .map_err(ask)?;
+        let kernels = Kernels::load(&context, &name, capability)?;
+        select::permit_shared_memory(&kernels, &name, limit)?;
+        Ok(Self { inner: Arc::new(Inner { context, kernels, name }) })
+    }
+
+    /// The context that the kernels were loaded into.
+    pub fn context(&self) -> &Arc<CudaContext> {
+        &self.inner.context
+    }
+
+    /// The device's name and compute capability.
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    pub(super) fn kernels(&self) -> &Kernels {
+        &self.inner.kernels
+    }
+
+    /// Checks that `stream` belongs to this device's context.
+    pub(super) fn check_stream(&self, op: &'static str, stream: &CudaStream) -> Result<()> {
+        self.check_context(op, "stream", stream.context())
+    }
+
+    /// Checks that argument `name` belongs to this device's context.
+    pub(super) fn check_context(
+        &self,
+        op: &'static str,
+        name: &str,
+        context: &Arc<CudaContext>,
+    ) -> Result<()> {
+        if context == self.context() {
+            return Ok(());
+        }
+        Err(Error::argument(op, format!("{name} belongs to another CUDA context than the kernels")))
+    }
+}
+
+/// Looks for the driver without touching it: cudarc panics at its first call when there is none.
+fn probe() -> Result<()> {
+    let loads = |name: &&str| {
+        // SAFETY: loading the driver's library runs its initialisers, as cudarc's own load right after this does; no
+        // function of it is called, and the handle is closed at once.
+        unsafe { libloading::Library::new(*name) }.is_ok()
+    };
+    if DRIVER_LIBRARIES.iter().any(|name| loads(&name)) {
+        return Ok(());
+    }
+    Err(Error::NoDriver {
+        what: format!(
+            "{} cannot be loaded; install NVIDIA's driver, or use the CPU backend",
+            DRIVER_LIBRARIES.join(" and ")
+        ),
+    })
+}
+
+/// An [`Error::Driver`].
+pub(super) fn driver(action: &'static str, error: DriverError) -> Error {
+    Error::Driver { action, what: format!("{error:?}") }
+}

@@ -1,0 +1,232 @@
+//! The embedded kernels and the table of their names.
+
+use std::sync::Arc;
+
+use cudarc::{
+    driver::{CudaContext, CudaFunction, CudaModule},
+    nvrtc::Ptx,
+};
+
+use super::DType;
+use crate::{Error, Result};
+
+include!(concat!(env!("OUT_DIR"), "/images.rs"));
+
+/// The lowest compute capability the kernels are written for.
+const OLDEST: (i32, i32) = (8, 0);
+
+/// A kernel of a loaded module.
+#[derive(Debug)]
+pub(super) struct Kernel {
+    pub(super) name: String,
+    pub(super) function: CudaFunction,
+}
+
+/// An instantiation of a kernel over rows: a team of warps that holds a row, 8 values a lane (kernels/include/row.cuh).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct RowShape {
+    suffix: &'static str,
+    warps: usize,
+    wide: bool,
+}
+
+impl RowShape {
+    /// Values of the widest row.
+    fn widest(self) -> usize {
+        self.warps * 32 * 8
+    }
+
+    /// Rows a block works on.
+    pub(super) fn rows(self) -> u32 {
+        if self.warps == 1 { 4 } else { 1 }
+    }
+
+    /// Threads of a block.
+    pub(super) fn threads(self) -> u32 {
+        self.warps as u32 * self.rows() * 32
+    }
+}
+
+const fn shape(suffix: &'static str, warps: usize, wide: bool) -> RowShape {
+    RowShape { suffix, warps, wide }
+}
+
+/// The instantiations, in ascending order of width.
+const ROW_SHAPES: [RowShape; 8] = [
+    shape("256", 1, true),
+    shape("512", 2, true),
+    shape("768", 3, true),
+    shape("1024", 4, true),
+    shape("2048", 8, true),
+    shape("4096", 16, true),
+    shape("1024_narrow", 4, false),
+    shape("4096_narrow", 16, false),
+];
+
+/// The widest row.
+pub(super) const WIDEST: usize = 4096;
+
+/// A kernel over rows, for every type and shape.
+#[derive(Debug)]
+pub(super) struct RowKernels(Vec<Kernel>);
+
+impl RowKernels {
+    fn load(module: &Module, prefix: &str) -> Result<Self> {
+        let name = |dtype: DType, shape: RowShape| format!("{prefix}_{dtype}_{}", shape.suffix);
+        let names = DType::ALL.iter().flat_map(|&dtype| ROW_SHAPES.map(|shape| name(dtype, shape)));
+        Ok(Self(names.map(|name| module.kernel(name)).collect::<Result<_>>()?))
+    }
+
+    /// The kernel for rows of `width` values, with 16-byte accesses or narrow ones.
+    pub(super) fn pick(
+        &self,
+        op: &'static str,
+        dtype: DType,
+        width: usize,
+        wide: bool,
+    ) -> Result<(&Kernel, RowShape)> {
+        let at = row_shape(width, wide).ok_or_else(|| {
+            Error::argument(op, format!("rows have {width} values, the kernels hold up to {WIDEST}"))
+        })?;
+        let of_type = DType::ALL.iter().position(|&other| other == dtype).unwrap_or_default();
+        Ok((&self.0[of_type * ROW_SHAPES.len() + at], ROW_SHAPES[at]))
+    }
+}
+
+/// The first shape that holds `width` values.
+fn row_shape(width: usize, wide: bool) -> Option<usize> {
+    ROW_SHAPES.iter().position(|shape| shape.wide == wide && width <= shape.widest())
+}
+
+/// A kernel for every type, in the order of [`DType::ALL`].
+#[derive(Debug)]
+pub(super) struct TypedKernels([Kernel; 3]);
+
+impl TypedKernels {
+    fn load(module: &Module, prefix: &str) -> Result<Self> {
+        let [f32, f16, bf16] = DType::ALL.map(|dtype| module.kernel(format!("{prefix}_{dtype}")));
+        Ok(Self([f32?, f16?, bf16?]))
+    }
+
+    pub(super) fn pick(&self, dtype: DType) -> &Kernel {
+        match dtype {
+            DType::F32 => &self.0[0],
+            DType::F16 => &self.0[1],
+            DType::Bf16 => &self.0[2],
+        }
+    }
+
+    pub(super) fn all(&self) -> &[Kernel] {
+        &self.0
+    }
+}
+
+/// The copy kernels of unmerge, by the bytes of their accesses.
+#[derive(Debug)]
+pub(super) struct CopyKernels([Kernel; 3]);
+
+impl CopyKernels {
+    fn load(module: &Module, prefix: &str) -> Result<Self> {
+        let [wide, word, half] = ["16", "4", "2"].map(|bytes| module.kernel(format!("{prefix}_{bytes}")));
+        Ok(Self([wide?, word?, half?]))
+    }
+
+    pub(super) fn pick(&self, bytes: usize) -> &Kernel {
+        match bytes {
+            16 => &self.0[0],
+            4 => &self.0[1],
+            _ => &self.0[2],
+        }
+    }
+}
+
+/// All kernels of a device, loaded when the device is opened: no operation loads anything, so all can be captured.
+#[derive(Debug)]
+pub(super) struct Kernels {
+    pub(super) layer_norm: RowKernels,
+    pub(super) merge: RowKernels,
+    pub(super) unmerge: CopyKernels,
+    pub(super) compose: Kernel,
+    pub(super) select_rank: TypedKernels,
+    pub(super) select_sort: TypedKernels,
+}
+
+impl Kernels {
+    pub(super) fn load(context: &Arc<CudaContext>, device: &str, capability: (i32, i32)) -> Result<Self> {
+        let fail = |what: String| Error::Kernels { device: device.to_owned(), what };
+        if IMAGES.is_empty() {
+            return Err(fail(
+                "this binary was built without kernels (DOCS_RS or FOVEATE_NO_KERNELS was set): build it again without"
+                    .to_owned(),
+            ));
+        }
+        if capability < OLDEST {
+            return Err(fail(format!(
+                "the kernels need compute capability {}.{} or higher; use the CPU backend",
+                OLDEST.0, OLDEST.1
+            )));
+        }
+        let module = |file: &'static str| Module::load(context, device, file);
+        let (norm, merge, plan, select) =
+            (module("norm")?, module("merge")?, module("plan")?, module("select")?);
+        Ok(Self {
+            layer_norm: RowKernels::load(&norm, "fv_layer_norm")?,
+            merge: RowKernels::load(&merge, "fv_merge")?,
+            unmerge: CopyKernels::load(&merge, "fv_unmerge")?,
+            compose: plan.kernel("fv_plan_compose".to_owned())?,
+            select_rank: TypedKernels::load(&select, "fv_select_rank")?,
+            select_sort: TypedKernels::load(&select, "fv_select_sort")?,
+        })
+    }
+}
+
+/// The image of one file of kernels/ on a device. The driver takes the machine code for the device out of it, else
+/// compiles its PTX.
+struct Module {
+    device: String,
+    file: &'static str,
+    module: Arc<CudaModule>,
+}
+
+impl Module {
+    fn load(context: &Arc<CudaContext>, device: &str, file: &'static str) -> Result<Self> {
+        let fail = |what: String| Error::Kernels { device: device.to_owned(), what };
+        let image = IMAGES.iter().find(|(name, _)| *name == file).map(|(_, image)| *image);
+        let image = image.ok_or_else(|| fail(format!("this binary holds no kernels/{file}.cu")))?;
+        let module = context.load_module(Ptx::from_binary(image.to_vec())).map_err(|error| {
+            fail(format!(
+                "the driver does not load kernels/{file}.cu, which holds machine code for {ARCHITECTURES:?} and PTX for \
+                 compute_80: {error:?}; update the driver, or build with FOVEATE_CUDA_ARCHS naming this device"
+            ))
+        })?;
+        Ok(Self { device: device.to_owned(), file, module })
+    }
+
+    fn kernel(&self, name: String) -> Result<Kernel> {
+        let function = self.module.load_function(&name).map_err(|error| Error::Kernels {
+            device: self.device.clone(),
+            what: format!("kernels/{}.cu has no {name}: {error:?}", self.file),
+        })?;
+        Ok(Kernel { name, function })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_width_has_the_narrowest_shape_that_holds_it() {
+        for wide in [true, false] {
+            for width in 1..=WIDEST {
+                let shape = ROW_SHAPES[row_shape(width, wide).unwrap()];
+                assert!(shape.wide == wide && shape.widest() >= width);
+                let narrower = |other: &RowShape| other.wide == wide && other.widest() < shape.widest();
+                assert!(
+                    ROW_SHAPES.iter().filter(|other| narrower(other)).all(|other| other.widest() < width)
+                );
+            }
+            assert_eq!(row_shape(WIDEST + 1, wide), None);
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! The CUDA kernels, launched on the caller's stream and memory.
+//!
+//! Each operation has a safe function over cudarc's views and an `unsafe` one over device pointers, for engines with
+//! memory of their own. Neither allocates, synchronises or reads back, so both can be captured in a CUDA graph (switch
+//! cudarc's event tracking off before capturing, as cudarc asks). Arguments are checked before anything is launched.
+//! Results are the same bits in every run and for every batch.
+//!
+//! | operation | kernels | reference |
+//! | --- | --- | --- |
+//! | [`norm`] | kernels/norm.cu | [`Backend::layer_norm`], with the residual addition before it |
+//! | [`merge`] | kernels/merge.cu | [`Backend::merge`], [`Backend::unmerge`] |
+//! | [`plan`] | kernels/plan.cu | [`TokenPlan::then`] |
+//! | [`select`] | kernels/select.cu | [`Backend::select`] |
+//!
+//! Storage is `f32`, `f16` or `bf16` ([`Element`]); sums are `f32`.
+//!
+//! ```no_run
+//! use foveate::cuda::{Device, DevicePlan, Strided, select::{Selection, select}};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let device = Device::new(0)?;
+//! let stream = device.context().new_stream()?;
+//! // Class attention of 2 images, 6 heads, 197 tokens; keep the class token and 137 others, fuse the rest.
+//! let scores = stream.clone_htod(&vec![0.5_f32; 2 * 6 * 197])?;
+//! let selection = Selection { special: 1, keep: 137, fuse: true };
+//! let mut plan = DevicePlan::new(&stream, 2, 197, selection.tokens_out(197)?)?;
+//! select(&device, &stream, &Strided::new(scores.as_view(), [2, 6, 197]), selection, &mut plan)?;
+//! assert_eq!(plan.download(&stream)?.tokens_out(), 139);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`Backend::layer_norm`]: crate::backend::Backend::layer_norm
+//! [`Backend::merge`]: crate::backend::Backend::merge
+//! [`Backend::unmerge`]: crate::backend::Backend::unmerge
+//! [`Backend::select`]: crate::backend::Backend::select
+//! [`TokenPlan::then`]: crate::TokenPlan::then
+
+mod borrow;
+mod device;
+mod element;
+mod image;
+mod launch;
+pub mod merge;
+pub mod norm;
+pub mod plan;
+pub mod select;
+mod strided;
+
+pub use device::Device;
+pub use element::{DType, Element};
+pub use plan::{DevicePlan, PlanPointers};
+pub use strided::Strided;
+
+/// An address in device memory.
+pub type DevicePointer = cudarc::driver::sys::CUdeviceptr;
