@@ -1,5 +1,6 @@
 //! Chores of the workspace: `cargo xtask <task>`.
 
+mod resources;
 mod toolchain;
 
 use std::{
@@ -17,6 +18,8 @@ cargo xtask <task>
              without its default features; fetches an nvcc when there is none
   lint       rustfmt, clippy and rustdoc, warnings as errors
   ci         lint, then test
+  resources  registers, shared memory, spills and occupancy of every CUDA kernel on three architectures, as a table and
+             in the target folder as resources.json; fails on spills and local memory
   toolchain  an nvcc: NVCC, CUDA_HOME or CUDA_PATH, PATH, else fetched into the target folder; prints NVCC=... and
              CUDA_HOME=... for scripts: export $(cargo xtask toolchain)
 ";
@@ -40,6 +43,30 @@ const LINT: &[Step] = &[
         args: &["clippy", "--package", "foveate", "--lib", "--no-default-features", "--", "-D", "warnings"],
         env: &[],
     },
+    // Neither needs the kernels themselves: no nvcc.
+    Step {
+        what: "clippy of the CUDA launchers and their tests",
+        args: &[
+            "clippy",
+            "--package",
+            "foveate-device-tests",
+            "--package",
+            "foveate",
+            "--lib",
+            "--tests",
+            "--features",
+            "foveate/cuda,foveate-device-tests/emulated",
+            "--",
+            "-D",
+            "warnings",
+        ],
+        env: &[("FOVEATE_NO_KERNELS", "1")],
+    },
+    Step {
+        what: "rustdoc of the CUDA launchers",
+        args: &["doc", "--package", "foveate", "--no-deps", "--features", "cuda"],
+        env: &[("RUSTDOCFLAGS", "-D warnings"), ("FOVEATE_NO_KERNELS", "1")],
+    },
     Step {
         what: "rustdoc",
         args: &["doc", "--workspace", "--no-deps", "--document-private-items"],
@@ -54,6 +81,20 @@ const TEST: &[Step] = &[
         what: "tests of the library alone",
         args: &["test", "--package", "foveate", "--lib", "--no-default-features"],
         env: &[],
+    },
+];
+
+/// What needs nvcc. The emulated device runs PTX: one architecture of machine code is enough.
+const TEST_KERNELS: &[Step] = &[
+    Step {
+        what: "the CUDA kernels on the emulated device",
+        args: &["test", "--package", "foveate-device-tests", "--features", "emulated"],
+        env: &[("FOVEATE_CUDA_ARCHS", "80")],
+    },
+    Step {
+        what: "unit tests of the CUDA launchers",
+        args: &["test", "--package", "foveate", "--lib", "--no-default-features", "--features", "cuda"],
+        env: &[("FOVEATE_CUDA_ARCHS", "80")],
     },
 ];
 
@@ -85,15 +126,19 @@ fn test() -> bool {
     let variable = match toolchain::nvcc() {
         Ok(nvcc) => ("NVCC", nvcc.path.into_os_string()),
         Err(Missing::NotFetched(reason)) => {
-            eprintln!("xtask: {reason}\nxtask: tests that compile CUDA are skipped");
-            ("EMU_NO_NVCC", reason.lines().next().unwrap_or_default().into())
+            eprintln!(
+                "xtask: {reason}\nxtask: SKIPPED: tests that compile CUDA, and all tests of the kernels"
+            );
+            let first = reason.lines().next().unwrap_or_default().to_owned();
+            return run(TEST, &[("EMU_NO_NVCC", first.into())]);
         }
         Err(Missing::Unusable(reason)) => {
             eprintln!("xtask: {reason}");
             return false;
         }
     };
-    run(TEST, &[variable])
+    let variables = [variable];
+    run(TEST, &variables) && run(TEST_KERNELS, &variables)
 }
 
 fn print_toolchain() -> bool {
@@ -115,6 +160,10 @@ fn main() -> ExitCode {
         "test" => test(),
         "lint" => run(LINT, &[]),
         "ci" => run(LINT, &[]) && test(),
+        "resources" => resources::report().unwrap_or_else(|error| {
+            eprintln!("xtask: {error}");
+            false
+        }),
         "toolchain" => print_toolchain(),
         "" | "help" | "--help" | "-h" => {
             print!("{HELP}");

@@ -195,7 +195,7 @@ pub(crate) fn nvcc() -> Result<Nvcc, Missing> {
 }
 
 /// Cargo's target folder, as an absolute path.
-fn target_folder() -> Result<PathBuf, String> {
+pub(crate) fn target_folder() -> Result<PathBuf, String> {
     let folder = ["CARGO_TARGET_DIR", "CARGO_BUILD_TARGET_DIR"]
         .iter()
         .find_map(|name| Here.variable(name))
