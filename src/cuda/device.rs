@@ -92,12 +92,12 @@ impl Device {
 
 /// Looks for the driver without touching it: cudarc panics at its first call when there is none.
 fn probe() -> Result<()> {
-    let loads = |name: &&str| {
+    let loads = |name: &str| {
         // SAFETY: loading the driver's library runs its initialisers, as cudarc's own load right after this does; no
         // function of it is called, and the handle is closed at once.
-        unsafe { libloading::Library::new(*name) }.is_ok()
+        unsafe { libloading::Library::new(name) }.is_ok()
     };
-    if DRIVER_LIBRARIES.iter().any(|name| loads(&name)) {
+    if DRIVER_LIBRARIES.iter().any(|name| loads(name)) {
         return Ok(());
     }
     Err(Error::NoDriver {

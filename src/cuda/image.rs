@@ -185,7 +185,7 @@ impl Kernels {
 struct Module {
     device: String,
     file: &'static str,
-    module: Arc<CudaModule>,
+    loaded: Arc<CudaModule>,
 }
 
 impl Module {
@@ -193,17 +193,17 @@ impl Module {
         let fail = |what: String| Error::Kernels { device: device.to_owned(), what };
         let image = IMAGES.iter().find(|(name, _)| *name == file).map(|(_, image)| *image);
         let image = image.ok_or_else(|| fail(format!("this binary holds no kernels/{file}.cu")))?;
-        let module = context.load_module(Ptx::from_binary(image.to_vec())).map_err(|error| {
+        let loaded = context.load_module(Ptx::from_binary(image.to_vec())).map_err(|error| {
             fail(format!(
                 "the driver does not load kernels/{file}.cu, which holds machine code for {ARCHITECTURES:?} and PTX for \
                  compute_80: {error:?}; update the driver, or build with FOVEATE_CUDA_ARCHS naming this device"
             ))
         })?;
-        Ok(Self { device: device.to_owned(), file, module })
+        Ok(Self { device: device.to_owned(), file, loaded })
     }
 
     fn kernel(&self, name: String) -> Result<Kernel> {
-        let function = self.module.load_function(&name).map_err(|error| Error::Kernels {
+        let function = self.loaded.load_function(&name).map_err(|error| Error::Kernels {
             device: self.device.clone(),
             what: format!("kernels/{}.cu has no {name}: {error:?}", self.file),
         })?;

@@ -115,7 +115,7 @@ impl Strided<DevicePointer> {
     /// Whether every row starts, and ends, at a multiple of 16 bytes.
     pub(super) fn wide(&self, dtype: DType) -> bool {
         let step = |axis: usize| if self.shape[axis] > 1 { self.strides[axis] } else { 0 };
-        [step(0), step(1), self.shape[2]].iter().all(|n| n * dtype.bytes() % WIDE_BYTES == 0)
+        [step(0), step(1), self.shape[2]].iter().all(|n| (n * dtype.bytes()).is_multiple_of(WIDE_BYTES))
             && is_wide(self.data)
     }
 
@@ -123,8 +123,8 @@ impl Strided<DevicePointer> {
     pub(super) fn access(&self, dtype: DType) -> usize {
         let step = |axis: usize| if self.shape[axis] > 1 { self.strides[axis] } else { 0 };
         let divides = |bytes: usize| {
-            [step(0), step(1), self.shape[2]].iter().all(|n| n * dtype.bytes() % bytes == 0)
-                && self.data % bytes as u64 == 0
+            [step(0), step(1), self.shape[2]].iter().all(|n| (n * dtype.bytes()).is_multiple_of(bytes))
+                && self.data.is_multiple_of(bytes as u64)
         };
         [16, 4].into_iter().find(|&bytes| divides(bytes)).unwrap_or(2)
     }

@@ -52,6 +52,9 @@ impl Turn {
     }
 
     /// Runs `work` in each order of blocks and warps; on a GPU, which has its own, once.
+    ///
+    /// # Panics
+    /// When the results differ.
     pub fn in_every_order<T: PartialEq + Debug>(&self, work: impl Fn() -> T) -> T {
         let first = work();
         if cfg!(feature = "emulated") {
@@ -97,8 +100,8 @@ fn open() -> Option<Device> {
     let device = match Device::new(0) {
         Ok(device) => device,
         Err(error @ Error::NoDriver { .. }) => {
-            assert!(!cfg!(feature = "emulated"), "the emulated driver is not on the library path: {error}");
-            assert!(std::env::var_os("FOVEATE_REQUIRE_GPU").is_none(), "{error}");
+            let required = cfg!(feature = "emulated") || std::env::var_os("FOVEATE_REQUIRE_GPU").is_some();
+            assert!(!required, "{error}");
             println!("SKIPPED: {error}");
             return None;
         }

@@ -22,6 +22,7 @@ use proptest::prelude::*;
 const WIDTHS: [usize; 13] = [1, 3, 8, 31, 64, 65, 192, 384, 512, 768, 1000, 1024, 1280];
 
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "the cross product of the options is what is tested")]
 struct Case {
     batch: usize,
     tokens: usize,

@@ -103,34 +103,35 @@ fn merging_reads_tokens_once_and_writes_both_outputs_once() {
     turn.end();
 }
 
+fn norm_traffic<T: Value>(turn: &Turn) {
+    let count = BATCH * TOKENS * WIDTH;
+    let shape = [BATCH, TOKENS, WIDTH];
+    let mut x: CudaSlice<T> = turn.upload(&random::<T>(count, 1, 1.0));
+    let residual: CudaSlice<T> = turn.upload(&random::<T>(count, 2, 1.0));
+    let weight: CudaSlice<T> = turn.upload(&random::<T>(WIDTH, 3, 1.0));
+    let mut out: CudaSlice<T> = turn.upload(&vec![0.0; count]);
+    let norm = Norm { weight: weight.as_view(), bias: Some(weight.as_view()), eps: 1e-6 };
+    emulator::reset_counters();
+    add_layer_norm(
+        &turn.device,
+        &turn.stream,
+        &mut Strided::new(x.as_view_mut(), shape),
+        &Strided::new(residual.as_view(), shape),
+        &norm,
+        &mut Strided::new(out.as_view_mut(), shape),
+    )
+    .unwrap();
+    let json = counters(turn);
+    check(&json, 4 * count * T::DTYPE.bytes(), 1.01);
+    assert_eq!(number(&json["global"]["ld"]["efficiency"]), 1.0);
+    assert_eq!(number(&json["global"]["st"]["efficiency"]), 1.0);
+}
+
 #[test]
 fn the_residual_and_its_norm_are_one_pass() {
     let Some(turn) = Turn::new() else { return };
-    fn run<T: Value>(turn: &Turn) {
-        let count = BATCH * TOKENS * WIDTH;
-        let shape = [BATCH, TOKENS, WIDTH];
-        let mut x: CudaSlice<T> = turn.upload(&random::<T>(count, 1, 1.0));
-        let residual: CudaSlice<T> = turn.upload(&random::<T>(count, 2, 1.0));
-        let weight: CudaSlice<T> = turn.upload(&random::<T>(WIDTH, 3, 1.0));
-        let mut out: CudaSlice<T> = turn.upload(&vec![0.0; count]);
-        let norm = Norm { weight: weight.as_view(), bias: Some(weight.as_view()), eps: 1e-6 };
-        emulator::reset_counters();
-        add_layer_norm(
-            &turn.device,
-            &turn.stream,
-            &mut Strided::new(x.as_view_mut(), shape),
-            &Strided::new(residual.as_view(), shape),
-            &norm,
-            &mut Strided::new(out.as_view_mut(), shape),
-        )
-        .unwrap();
-        let json = counters(turn);
-        check(&json, 4 * count * T::DTYPE.bytes(), 1.01);
-        assert_eq!(number(&json["global"]["ld"]["efficiency"]), 1.0);
-        assert_eq!(number(&json["global"]["st"]["efficiency"]), 1.0);
-    }
-    run::<f32>(&turn);
-    run::<f16>(&turn);
+    norm_traffic::<f32>(&turn);
+    norm_traffic::<f16>(&turn);
     turn.end();
 }
 
