@@ -84,7 +84,7 @@ pub struct Model {
     pub bandwidth: f64,
 }
 
-/// sm_80.
+/// `sm_80`.
 pub const SM_80: Model = Model {
     sm: 80,
     sms: 108,
@@ -93,7 +93,7 @@ pub const SM_80: Model = Model {
     clock: 1.41e9,
     bandwidth: 1555e9,
 };
-/// sm_90.
+/// `sm_90`.
 pub const SM_90: Model = Model {
     sm: 90,
     sms: 132,
@@ -105,6 +105,7 @@ pub const SM_90: Model = Model {
 
 /// All settings.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub struct Config {
     /// `EMU_DEVICE`.
     pub model: Model,
@@ -257,11 +258,11 @@ impl Config {
             "REPORT" => self.report = (!value.is_empty()).then(|| value.to_owned()),
             "MEM_LIMIT" => {
                 self.memory_limit =
-                    bytes(value, default.memory_limit).ok_or_else(|| bad("bytes, or 512M, 8G"))?
+                    bytes(value, default.memory_limit).ok_or_else(|| bad("bytes, or 512M, 8G"))?;
             }
             "BUDGET" => {
                 self.budget =
-                    bytes(value, default.budget).ok_or_else(|| bad("a number of warp instructions"))?
+                    bytes(value, default.budget).ok_or_else(|| bad("a number of warp instructions"))?;
             }
             _ => return Err(ConfigError(format!("unknown setting {key:?}; known: {}", KEYS.join(", ")))),
         }

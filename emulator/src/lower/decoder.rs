@@ -87,6 +87,10 @@ struct Fixup {
     line: u32,
 }
 
+/// # Errors
+/// Every method that takes an operand fails when the operand is not of the kind it asks for, or names nothing; the text says
+/// which.
+#[expect(clippy::missing_errors_doc, reason = "stated above, once for all methods")]
 impl<'a> Decoder<'a> {
     /// An empty kernel over the module's symbols.
     pub fn new(kernel: Kernel, symbols: &'a HashMap<String, Symbol>) -> Self {
@@ -162,12 +166,11 @@ impl<'a> Decoder<'a> {
         if ty.size() > 8 {
             return Err(format!("registers of type {ty:?} are not supported"));
         }
-        match count {
-            Some(count) => self.scope().families.push((name.to_owned(), ty, count)),
-            None => {
-                let slot = self.fresh(ty);
-                self.scope().registers.insert(name.to_owned(), slot);
-            }
+        if let Some(count) = count {
+            self.scope().families.push((name.to_owned(), ty, count));
+        } else {
+            let slot = self.fresh(ty);
+            self.scope().registers.insert(name.to_owned(), slot);
         }
         Ok(())
     }
@@ -278,9 +281,9 @@ impl<'a> Decoder<'a> {
         let slot = self.kernel.slots[file];
         self.kernel.slots[file] += 1;
         if wide {
-            self.kernel.special64.push((slot, special))
+            self.kernel.special64.push((slot, special));
         } else {
-            self.kernel.special32.push((slot, special))
+            self.kernel.special32.push((slot, special));
         }
         self.special.insert((special, wide), slot);
         slot

@@ -148,8 +148,9 @@ impl SharedLayout {
 fn collect_names<'a>(body: &'a [Statement], out: &mut Vec<&'a str>) {
     fn operand<'a>(o: &'a Operand, out: &mut Vec<&'a str>) {
         match o {
-            Operand::Name(name) | Operand::Sum { name, .. } => out.push(name),
-            Operand::Address { base: Some(name), .. } => out.push(name),
+            Operand::Name(name) | Operand::Sum { name, .. } | Operand::Address { base: Some(name), .. } => {
+                out.push(name);
+            }
             Operand::Vector(list) | Operand::List(list) => list.iter().for_each(|o| operand(o, out)),
             Operand::Pair(a, b) => [a, b].into_iter().for_each(|o| operand(o, out)),
             _ => {}
@@ -352,9 +353,8 @@ impl Lowering<'_> {
                         "argument {actual:?} of a .param parameter must be a .param variable"
                     )));
                 };
-                let symbol = match self.decoder.symbol(name) {
-                    Some(symbol @ (Symbol::Local(_) | Symbol::Param(_))) => symbol,
-                    _ => return Err(at(format!("argument {name} is not a .param variable"))),
+                let Some(symbol @ (Symbol::Local(_) | Symbol::Param(_))) = self.decoder.symbol(name) else {
+                    return Err(at(format!("argument {name} is not a .param variable")));
                 };
                 bound.push((formal.name.clone(), symbol));
                 continue;

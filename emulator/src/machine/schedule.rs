@@ -65,12 +65,11 @@ pub fn run(core: &mut Core<'_>, slice: &mut u64) -> Stop {
             match step(core, inst, &mut group) {
                 Step::Go => {}
                 Step::Jump if alone => {}
-                Step::Jump => break Outcome::Regroup,
                 Step::Split(other) => {
                     core.warp.groups.push(other);
                     break Outcome::Regroup;
                 }
-                Step::Regroup => break Outcome::Regroup,
+                Step::Jump | Step::Regroup => break Outcome::Regroup,
                 Step::Arrived => break Outcome::Stop(Stop::Arrived),
                 Step::Gone => break Outcome::Gone,
                 Step::Fault => break Outcome::Stop(Stop::Fault),
@@ -230,17 +229,13 @@ fn step(core: &mut Core<'_>, inst: &Inst, group: &mut Group) -> Step {
     let flow = unsafe { (inst.exec)(core, inst, mask) };
     core.warp.regs.poison = 0;
     match flow {
-        Flow::Next => {
+        Flow::Next | Flow::Branch { taken: 0, .. } => {
             group.pc += 1;
             Step::Go
         }
         Flow::Branch { taken, target } if taken == group.mask => {
             group.pc = target;
             Step::Jump
-        }
-        Flow::Branch { taken: 0, .. } => {
-            group.pc += 1;
-            Step::Go
         }
         Flow::Branch { taken, target } => {
             core.counters.divergent[inst.pc as usize] += 1;
@@ -302,12 +297,8 @@ fn scatter(core: &mut Core<'_>, inst: &Inst, group: &mut Group, mask: u32) {
     let mut rest = mask;
     while rest != 0 {
         let target = targets[rest.trailing_zeros() as usize];
-        let mut same = 0;
-        for lane in 0..32 {
-            if rest >> lane & 1 == 1 && targets[lane] == target {
-                same |= 1 << lane;
-            }
-        }
+        let with_it = targets.iter().enumerate().filter(|&(lane, &to)| rest >> lane & 1 == 1 && to == target);
+        let same = with_it.fold(0u32, |mask, (lane, _)| mask | 1 << lane);
         rest &= !same;
         core.warp.groups.push(Group { pc: target, mask: same, state: State::Ready });
     }

@@ -19,6 +19,7 @@ pub enum Kind {
 
 /// One allocation; it stays known after it was freed, so that a use after free can be named.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "four independent facts")]
 pub struct Allocation {
     /// First address.
     pub base: u64,
