@@ -1,4 +1,5 @@
 //! Atomics: each operation and type with several lanes on one address, against the manual's definition applied one lane after the other.
+#![allow(clippy::too_many_arguments, reason = "tests say it the short way")]
 
 mod common;
 

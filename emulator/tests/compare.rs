@@ -70,7 +70,7 @@ impl Format {
     /// Order of two values: sign and magnitude.
     fn order(self, a: u64, b: u64, flush: bool) -> Option<Ordering> {
         let number = |value: u64| {
-            let magnitude = (value & !(1 << (self.bits() - 1))) as i128;
+            let magnitude = i128::from(value & !(1 << (self.bits() - 1)));
             let magnitude = if flush && self.is_subnormal(value) { 0 } else { magnitude };
             (!self.is_nan(value)).then_some(if value >> (self.bits() - 1) == 1 {
                 -magnitude
@@ -172,12 +172,12 @@ fn packed_floats_compare_half_by_half() {
                 check(&text, &[P, P], &[W, W], &[&pairs, &pairs], |s| vec![truth(s, 0), truth(s, 1)]);
                 let text = format!("set.{relation}{ftz}.{name}x2.{name}x2 $d, $a, $b;");
                 check(&text, &[W], &[W, W], &[&pairs, &pairs], |s| {
-                    vec![truth(s, 0) * one | truth(s, 1) * one << 16]
+                    vec![(truth(s, 0) * one) | ((truth(s, 1) * one) << 16)]
                 });
                 for to in ["u32", "s32"] {
                     let text = format!("set.{relation}{ftz}.{to}.{name}x2 $d, $a, $b;");
                     check(&text, &[W], &[W, W], &[&pairs, &pairs], |s| {
-                        vec![truth(s, 0) * 0xffff | truth(s, 1) * 0xffff_0000]
+                        vec![(truth(s, 0) * 0xffff) | (truth(s, 1) * 0xffff_0000)]
                     });
                 }
             }

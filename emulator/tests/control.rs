@@ -353,7 +353,7 @@ fn unknown_instructions_and_modifiers_are_never_skipped() {
 
 #[test]
 fn a_kernel_prints_and_asserts() {
-    let ptx = r#"
+    let ptx = r"
 .version 8.0
 .target sm_80
 .address_size 64
@@ -406,7 +406,7 @@ fn a_kernel_prints_and_asserts() {
     }
 $END:
     ret;
-}"#;
+}";
     let ran = run(ptx, "test", 32, &[Arg::Out(4)]).found("Invalid state: an assertion");
     assert_eq!(ran.launch.as_ref().unwrap().printed, "lane 3:  1.50|42  |%\n");
     let text = &ran.device.reports.all()[0].text;

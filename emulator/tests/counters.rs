@@ -310,7 +310,7 @@ HIGH:
     assert_eq!(json["divergent_branches"], 2);
     // 72 threads: mov, and, setp, cvt, fma, ex2, 2 × bar, ret = 9 each; 32 lanes branch; 16 + 16 + 8 add.
     assert_eq!(json["thread_insts"], 72 * 9 + 32 + 40);
-    assert_eq!(json["simt_efficiency"], json!((72 * 9 + 32 + 40) as f64 / (32.0 * 32.0)));
+    assert_eq!(json["simt_efficiency"], json!(f64::from(72 * 9 + 32 + 40) / (32.0 * 32.0)));
     assert_eq!(json["barriers"], 2);
     assert_eq!(json["barriers_per_block"], json!(2.0));
 }

@@ -270,9 +270,7 @@ fn rounds_of_a_ring_of_stages() {
         let ptx = kernel(2, &body.replace("{BARRIER}", "bar.sync 0;"));
         let ran = run_with(&ptx, "test", [1; 3], [64, 1, 1], 0, &arguments, settings.clone()).silent();
         let expected: Vec<u32> = (0..64u32)
-            .map(|t| {
-                (0..8).map(|k| input[(k * 256 + (t ^ 32) * 4) as usize]).fold(0u32, |a, b| a.wrapping_add(b))
-            })
+            .map(|t| (0..8).map(|k| input[(k * 256 + (t ^ 32) * 4) as usize]).fold(0u32, u32::wrapping_add))
             .collect();
         assert_eq!(ran.words(1), expected);
         // Refilling a stage that the other warp may still read.

@@ -1,4 +1,5 @@
 //! Allocations, copies and fills.
+#![allow(clippy::cast_ptr_alignment, reason = "tests say it the short way")]
 #![allow(clippy::undocumented_unsafe_blocks)]
 
 mod driver;

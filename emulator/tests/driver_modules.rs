@@ -1,4 +1,5 @@
 //! Modules, functions, launches, faults, and calls nobody should make.
+#![allow(clippy::cast_ptr_alignment, clippy::used_underscore_binding, reason = "tests say it the short way")]
 #![allow(clippy::undocumented_unsafe_blocks)]
 
 mod driver;

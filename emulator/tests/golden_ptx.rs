@@ -8,10 +8,13 @@ use std::path::{Path, PathBuf};
 
 fn folders() -> (PathBuf, Vec<PathBuf>) {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let root = std::env::var_os("EMU_PTX_DIR").map(PathBuf::from).unwrap_or_else(|| {
-        let shared = here.join("../../shared/golden/ptx");
-        if shared.is_dir() { shared } else { here.join("tests/cases") }
-    });
+    let root = std::env::var_os("EMU_PTX_DIR").map_or_else(
+        || {
+            let shared = here.join("../../shared/golden/ptx");
+            if shared.is_dir() { shared } else { here.join("tests/cases") }
+        },
+        PathBuf::from,
+    );
     let entries = std::fs::read_dir(&root).unwrap_or_else(|e| panic!("{}: {e}", root.display()));
     let mut list: Vec<PathBuf> =
         entries.map(|e| e.unwrap().path()).filter(|p| p.join("launch.json").exists()).collect();

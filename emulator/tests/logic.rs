@@ -64,7 +64,7 @@ fn shifts_by_the_width_and_more() {
         }
         shift(&format!("shr.s{bits}"), &|a, by, n| bit(a, (u64::from(n) + by).min(width - 1) as u32));
     }
-    check("shl.b32 $d, $a, 7;", &[W], &[W], &[&edges(32)], |s| vec![s[0] * 128 & 0xffff_ffff]);
+    check("shl.b32 $d, $a, 7;", &[W], &[W], &[&edges(32)], |s| vec![(s[0] * 128) & 0xffff_ffff]);
 }
 
 #[test]

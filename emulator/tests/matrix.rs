@@ -1,4 +1,10 @@
 //! ldmatrix, stmatrix and movmatrix: where every element goes, what is checked, and a small attention that needs them with mma.
+#![allow(
+    clippy::cloned_ref_to_slice_refs,
+    clippy::format_collect,
+    clippy::format_push_string,
+    reason = "tests say it the short way"
+)]
 
 mod common;
 

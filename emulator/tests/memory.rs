@@ -1,4 +1,5 @@
 //! Loads and stores: every space, width and vector, against bytes put together by hand; and each way to miss.
+#![allow(clippy::format_push_string, reason = "tests say it the short way")]
 
 mod common;
 
@@ -59,7 +60,7 @@ fn scalars_are_extended_as_their_type_says() {
             let arguments = [Arg::Buffer(input.clone()), Arg::Out(32 * width)];
             let ran = run(&kernel(2, &body), "test", 32, &arguments).silent();
             for lane in 0..32 {
-                let mut expected = vec![0; 8];
+                let mut expected = [0; 8];
                 expected[..size].copy_from_slice(&input[lane * size..(lane + 1) * size]);
                 if signed && expected[size - 1] >= 128 {
                     expected[size..].fill(0xff);

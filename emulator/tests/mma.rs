@@ -1,6 +1,7 @@
 //! Matrix products: every position of every fragment proven by one-hot matrices, values against sums in f64.
 //!
 //! The positions are written as the PTX ISA manual does, element by element: `group` is the lane divided by four, `member` the rest.
+#![allow(clippy::format_push_string, clippy::match_same_arms, reason = "tests say it the short way")]
 
 mod common;
 
@@ -74,7 +75,7 @@ impl Kind {
 fn small_float(bits: u64, fraction_bits: i32, bias: i32, infinities: bool) -> f64 {
     let sign = if bits >> 7 & 1 == 1 { -1.0 } else { 1.0 };
     let exponent = (bits >> fraction_bits) as i32 & ((1 << (7 - fraction_bits)) - 1);
-    let fraction = (bits as i32 & ((1 << fraction_bits) - 1)) as f64 / f64::from(1 << fraction_bits);
+    let fraction = f64::from(bits as i32 & ((1 << fraction_bits) - 1)) / f64::from(1 << fraction_bits);
     let top = (1 << (7 - fraction_bits)) - 1;
     if infinities && exponent == top {
         return if fraction == 0.0 { sign * f64::INFINITY } else { f64::NAN };
@@ -174,7 +175,7 @@ fn b_nibbles_64(i: usize, group: usize, member: usize) -> (usize, usize) {
 }
 
 fn a_double(i: usize, group: usize, member: usize) -> (usize, usize) {
-    if i % 2 == 0 { (group, i * 2 + member) } else { (group + 8, i * 2 - 2 + member) }
+    if i.is_multiple_of(2) { (group, i * 2 + member) } else { (group + 8, i * 2 - 2 + member) }
 }
 
 fn b_double(i: usize, group: usize, member: usize) -> (usize, usize) {

@@ -1,4 +1,5 @@
 //! Moves, packing, addresses, special registers and byte permutation.
+#![allow(clippy::format_push_string, reason = "tests say it the short way")]
 
 mod common;
 #[path = "common/forms.rs"]

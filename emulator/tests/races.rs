@@ -1,4 +1,5 @@
 //! Races in shared memory and between blocks: each mistake is found, each correct twin is silent.
+#![allow(clippy::decimal_bitwise_operands, reason = "tests say it the short way")]
 
 mod common;
 

@@ -1,4 +1,10 @@
 //! Shuffles, votes, matches and reductions against their definitions lane by lane, with partial masks, teams and divergent code.
+#![allow(
+    clippy::items_after_statements,
+    clippy::match_same_arms,
+    clippy::needless_range_loop,
+    reason = "tests say it the short way"
+)]
 
 mod common;
 
@@ -117,7 +123,7 @@ fn undefined(ran: &Ran, i: usize) -> Vec<bool> {
 fn shuffle(mode: &str, lane: u32, b: u32, c: u32) -> (u32, bool) {
     let bits = |value: u32, high: u32, low: u32| value >> low & ((1 << (high - low + 1)) - 1);
     let (lane, bval, cval, mask) =
-        (lane as i64, bits(b, 4, 0) as i64, bits(c, 4, 0) as i64, bits(c, 12, 8) as i64);
+        (i64::from(lane), i64::from(bits(b, 4, 0)), i64::from(bits(c, 4, 0)), i64::from(bits(c, 12, 8)));
     let five = |v: i64| v & 0x1f;
     let max_lane = (lane & mask) | (cval & five(!mask));
     let min_lane = lane & mask;

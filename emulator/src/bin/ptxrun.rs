@@ -87,7 +87,7 @@ fn run(args: Vec<String>) -> Result<ExitCode, String> {
         for _ in 0..repeat {
             match case::run(&folder, config.clone()) {
                 Ok(outcome) if best.as_ref().is_none_or(|b| outcome.time.1 < b.time.1) => {
-                    best = Some(outcome)
+                    best = Some(outcome);
                 }
                 Ok(_) => {}
                 Err(message) => {

@@ -1,4 +1,5 @@
 //! Runs one instruction on every combination of source values, with all lanes and with some switched off by a predicate.
+#![allow(clippy::format_push_string, reason = "tests say it the short way")]
 #![allow(dead_code)]
 
 use super::common::{Arg, doubles, run_with, words};
@@ -150,7 +151,7 @@ fn program(text: &str, to: &[Kind], from: &[Kind]) -> String {
     let names = ["$a", "$b", "$c", "$f"];
     let results = ["$d", "$e"];
     let mut body = String::new();
-    let mut fill = |guard: &str, suffix: &str| {
+    let fill = |guard: &str, suffix: &str| {
         let mut out = String::new();
         for statement in text.split(';').map(str::trim).filter(|s| !s.is_empty()) {
             let mut statement = format!("{guard}{statement};\n");

@@ -1,5 +1,6 @@
 //! Runs PTX on a device of the library, for tests.
-#![allow(dead_code)]
+#![allow(clippy::format_collect, reason = "tests say it the short way")]
+#![allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
 
 use cuda::config::Config;
 use cuda::device::{Device, Launch, Shape};

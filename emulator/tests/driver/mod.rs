@@ -204,7 +204,7 @@ pub(crate) struct Range {
 }
 
 /// Kernels of the tests.
-pub(crate) const PTX: &str = r#"
+pub(crate) const PTX: &str = r"
 .version 8.0
 .target sm_80
 .address_size 64
@@ -268,7 +268,7 @@ pub(crate) const PTX: &str = r#"
     .shared .align 4 .b8 buffer[1000];
     ret;
 }
-"#;
+";
 
 static ONE: Mutex<()> = Mutex::new(());
 
