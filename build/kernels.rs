@@ -23,10 +23,11 @@ const OLDEST_NVCC: (u32, u32) = (12, 0);
 const COMPRESSING_NVCC: (u32, u32) = (12, 8);
 const ARCHS_VARIABLE: &str = "FOVEATE_CUDA_ARCHS";
 const NVCC_FILE: &str = if cfg!(windows) { "nvcc.exe" } else { "nvcc" };
-const REMEDIES: &str = "\
-  - install a CUDA toolkit, 12.0 or newer, and set CUDA_HOME to its folder or NVCC to its nvcc
-  - in a checkout, without an installation: cargo xtask toolchain (fetches nvcc 13.0 into the target folder)
-  - build without the feature `cuda`";
+const REMEDIES: &str = concat!(
+    "  - install a CUDA toolkit, 12.0 or newer, and set CUDA_HOME to its folder or NVCC to its nvcc\n",
+    "  - in a checkout, without an installation: cargo xtask toolchain (fetches nvcc 13.0 into the target folder)\n",
+    "  - build without the feature `cuda`"
+);
 
 pub(crate) fn main() -> ExitCode {
     match build() {
@@ -120,12 +121,14 @@ impl Nvcc {
 /// The C++ compiler that the rest of the build uses (CXX and its forms for one target), as cc finds it. cc's own search for
 /// nvcc knows NVCC and PATH alone, and warns where neither has one.
 fn host_compiler() -> Option<OsString> {
-    println!("cargo::rerun-if-env-changed=NVCC_CCBIN");
+    for variable in ["NVCC_CCBIN", "CXX"] {
+        println!("cargo::rerun-if-env-changed={variable}");
+    }
     if env::var_os("NVCC_CCBIN").is_some() {
         return None;
     }
     let mut build = cc::Build::new();
-    build.cpp(true).debug(false).no_default_flags(true).cargo_warnings(false);
+    build.cpp(true).debug(false).no_default_flags(true).cargo_warnings(false).cargo_metadata(false);
     build.try_get_compiler().ok().map(|tool| tool.path().as_os_str().to_owned())
 }
 
@@ -164,8 +167,9 @@ fn architectures(nvcc: &Nvcc) -> Result<Vec<u32>, String> {
         .output()
         .map_err(|error| format!("{}: {error}", nvcc.path.display()))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let known: Vec<u32> =
+    let mut known: Vec<u32> =
         text.split_whitespace().filter_map(|word| word.strip_prefix("sm_")?.parse().ok()).collect();
+    known.sort_unstable();
     let asked = env::var(ARCHS_VARIABLE).unwrap_or_default();
     if asked.trim().is_empty() {
         let (archs, dropped): (Vec<u32>, Vec<u32>) = ARCHS.into_iter().partition(|arch| known.contains(arch));

@@ -51,7 +51,7 @@ mod sealed {
     impl Sealed for half::bf16 {}
 }
 
-/// A Rust type that the kernels store: `f32`, [`f16`] or [`bf16`].
+/// A Rust type that the kernels store: `f32`, `half::f16` or `half::bf16`.
 pub trait Element: DeviceRepr + Copy + sealed::Sealed {
     /// Its name at run time.
     const DTYPE: DType;

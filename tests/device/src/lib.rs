@@ -359,10 +359,18 @@ pub fn groups_of(plan: &TokenPlan) -> Vec<i32> {
     (0..plan.batch()).flat_map(|image| plan.group_of(image)).collect()
 }
 
-/// How far a LayerNorm on the device may be from the reference: both sum `width` terms in f32 in an order of their own, and
-/// the result is rounded once to `T`.
-pub fn norm_tolerance<T: Value>(width: usize, value: f32) -> f32 {
-    let sums = 4.0 * f32::EPSILON * (width as f32).sqrt() * (2.0 + value.abs());
+/// How far a LayerNorm on the device may be from the reference's `value` in a row of `x`, with weights and biases of at most
+/// 1: both sum in f32 in an order of their own, and the result is rounded to `T`.
+///
+/// The mean of K values is off by about eps·sqrt(K)·max|x|, which the division by the deviation magnifies where a row is
+/// nearly constant; the deviation itself is off by eps·sqrt(K) of its size.
+pub fn norm_tolerance<T: Value>(x: &[f32], epsilon: f32, value: f32) -> f32 {
+    let count = x.len() as f32;
+    let mean = x.iter().sum::<f32>() / count;
+    let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / count;
+    let largest = x.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+    let magnified = largest / (variance + epsilon).sqrt();
+    let sums = 4.0 * f32::EPSILON * count.sqrt() * (2.0 + magnified + value.abs());
     // Two last places where the sums stand on different sides of a rounding boundary; below 2^-14 f16 is subnormal.
-    sums + T::EPSILON * value.abs() + 6.0e-8
+    sums + T::EPSILON * (value.abs() + sums) + 6.0e-8
 }
