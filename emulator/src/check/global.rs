@@ -2,7 +2,7 @@
 //!
 //! Every byte has a history: its last plain write, last plain read and last atomic, each with the block. Histories are kept for
 //! whole 32-byte sectors as long as all bytes of a sector were treated alike, for words or bytes otherwise. What orders blocks is in
-//! [`super::order`].
+//! `order.rs`.
 
 use super::order::{Order, Segment};
 use super::shared::Touch;

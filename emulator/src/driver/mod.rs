@@ -1,7 +1,7 @@
 //! The C interface of `libcuda.so`: the functions of the CUDA driver that libraries look up, and the `emu_*` controls.
 //!
 //! Work runs at the call that submits it, in submission order; what a real device could have run in another order is found by
-//! the vector clocks of [`order`]. Handles are numbers in tables, so no call dereferences one it did not give out.
+//! the vector clocks of `order.rs`. Handles are numbers in tables, so no call dereferences one it did not give out.
 
 mod action;
 pub mod capture;

@@ -171,7 +171,7 @@ impl Memory {
     /// Makes page-locked host memory known at its own address; its contents count as defined.
     ///
     /// # Safety
-    /// `base..base + len` must stay valid for reads and writes until [`Memory::free`] or [`Memory::forget`] of it.
+    /// `base..base + len` must stay valid for reads and writes until [`Memory::free`] of it.
     pub unsafe fn register_pinned(&mut self, base: u64, len: u64) {
         // The host uses addresses again: what was freed inside the range is not known by its address any more.
         let stale: Vec<u64> =

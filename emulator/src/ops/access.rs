@@ -1,6 +1,6 @@
 //! How instructions reach memory: addresses of lanes, the checks before an access, and the bytes themselves.
 //!
-//! An access goes through four steps. [`Operand::addresses`] gives each lane's address, [`aligned`] looks at the alignment,
+//! An access goes through four steps. `Operand::addresses` gives each lane's address, [`aligned`] looks at the alignment,
 //! then the place is resolved: [`within`] says whether all lanes lie in one piece of memory of known length and turns addresses
 //! into offsets ([`Lanes`], safe to use without looking again), and [`note_global`] or [`note_shared`] tell the counters and the
 //! race detectors. Nothing is touched before all four have passed.
