@@ -98,11 +98,14 @@ pub struct Shape {
 
 /// Blocks of a kernel that fit one multiprocessor at once (the usual occupancy rule).
 pub fn blocks_per_sm(model: &Model, kernel: &Kernel, threads: u32, dynamic_shared: u32) -> u32 {
+    if threads > 1024 {
+        return 0;
+    }
     let warps = threads.div_ceil(32).max(1);
     let by_threads = 2048 / (warps * 32);
-    let registers = (kernel.registers.max(1) * 32).next_multiple_of(256) * warps;
+    let registers = (kernel.registers.clamp(1, 255) * 32).next_multiple_of(256) * warps;
     let by_registers = 65536 / registers;
-    let shared = kernel.shared_dynamic + dynamic_shared + 1024;
+    let shared = kernel.shared_dynamic.saturating_add(dynamic_shared).saturating_add(1024);
     let by_shared = model.shared_per_sm / shared;
     by_threads.min(by_registers).min(by_shared).min(32)
 }

@@ -47,7 +47,8 @@ impl Array {
             inside.ok_or("the header has no shape")?.split(',').map(str::trim).filter(|s| !s.is_empty());
         let shape: Vec<usize> =
             sizes.map(|s| s.parse().map_err(|_| format!("size {s:?}"))).collect::<Result<_, String>>()?;
-        let width: usize = dtype[1..].parse().map_err(|_| format!("element type {descr}"))?;
+        let width: usize =
+            dtype.get(1..).unwrap_or_default().parse().map_err(|_| format!("element type {descr}"))?;
         let elements =
             shape.iter().try_fold(1usize, |n, &s| n.checked_mul(s)).ok_or("the shape overflows")?;
         if elements.checked_mul(width) != Some(bytes.len()) {

@@ -21,11 +21,11 @@
 //! | `registers`, `shared_bytes`, `blocks_per_sm`, `occupancy` | a thread, a block; resident blocks; resident warps over 64 |
 //! | `modelled_seconds`, `modelled_bound` | a bound, not a measurement, and the pipe that makes it |
 
-use super::mma::Mma;
 use super::{Counters, GlobalKind, GlobalUse};
 use crate::config::Config;
 use crate::device::{Launch, blocks_per_sm};
 use crate::machine::inst::{Class, Kernel};
+use crate::ops::mma::shape_of;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -95,17 +95,17 @@ impl Counters {
 
     /// Floating-point operations of all matrix instructions.
     pub fn mma_flops(&self, kernel: &Kernel) -> u64 {
-        self.mma(kernel).iter().map(|(mma, executed)| mma.flops() * executed).sum()
+        self.mma(kernel).values().map(|(executed, flops)| executed * flops).sum()
     }
 
-    fn mma(&self, kernel: &Kernel) -> BTreeMap<Mma, u64> {
+    /// Executions of each shape and type, and operations of one.
+    fn mma(&self, kernel: &Kernel) -> BTreeMap<String, (u64, u64)> {
         let mut out = BTreeMap::new();
         for (pc, inst) in kernel.insts.iter().enumerate() {
-            if inst.class == Class::Mma
-                && self.executed[pc] > 0
-                && let Some(mma) = Mma::of(&kernel.meta[pc].text)
+            if self.executed[pc] > 0
+                && let Some(shape) = shape_of(inst)
             {
-                *out.entry(mma).or_insert(0) += self.executed[pc];
+                out.entry(shape.to_string()).or_insert((0, shape.flops())).0 += self.executed[pc];
             }
         }
         out
@@ -144,7 +144,7 @@ impl Counters {
         let shared = self.shared_total();
         let [read, written] = self.unique_bytes();
         let mma: Map<String, Value> =
-            self.mma(kernel).into_iter().map(|(mma, executed)| (mma.name, json!(executed))).collect();
+            self.mma(kernel).into_iter().map(|(shape, (executed, _))| (shape, json!(executed))).collect();
         let resident = blocks_per_sm(&config.model, kernel, threads, launch.dynamic_shared);
         json!({
             "kernel": kernel.name,

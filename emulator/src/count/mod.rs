@@ -6,7 +6,6 @@
 
 mod banks;
 pub mod json;
-mod mma;
 pub mod model;
 mod sectors;
 

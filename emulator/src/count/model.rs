@@ -2,9 +2,9 @@
 //! caches and no dependencies in it, and only ratios between versions of a kernel mean anything.
 
 use super::Counters;
-use super::mma::Mma;
 use crate::config::Model;
 use crate::machine::inst::{Class, Kernel};
+use crate::ops::mma::shape_of;
 
 /// Time before and after anything runs.
 const OVERHEAD: f64 = 2e-6;
@@ -33,7 +33,7 @@ fn issue(kernel: &Kernel, pc: usize, sm: u32) -> Option<(&'static str, f64)> {
         Class::Sfu => ("sfu", 8.0),
         Class::Mma => {
             // m16n8k16 with 16-bit elements is the measure: 512 bytes of A. Other forms take their share of it.
-            let share = Mma::of(&kernel.meta[pc].text).map_or(1.0, |mma| mma.a_bytes() as f64 / 512.0);
+            let share = shape_of(&kernel.insts[pc]).map_or(1.0, |shape| shape.a_bytes() as f64 / 512.0);
             ("mma", share * if newer { 4.0 } else { 8.0 })
         }
         _ => return None,

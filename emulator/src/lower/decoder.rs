@@ -73,8 +73,8 @@ pub struct Decoder<'a> {
 struct Scope {
     id: u32,
     registers: HashMap<String, AnySlot>,
-    /// `%r<10>`: prefix, first slot, count.
-    families: Vec<(String, Ty, u32)>,
+    /// `%r<10>`: type and count by prefix.
+    families: HashMap<String, (Ty, u32)>,
     symbols: HashMap<String, Symbol>,
     branch_targets: HashMap<String, Vec<String>>,
 }
@@ -167,7 +167,7 @@ impl<'a> Decoder<'a> {
             return Err(format!("registers of type {ty:?} are not supported"));
         }
         if let Some(count) = count {
-            self.scope().families.push((name.to_owned(), ty, count));
+            self.scope().families.insert(name.to_owned(), (ty, count));
         } else {
             let slot = self.fresh(ty);
             self.scope().registers.insert(name.to_owned(), slot);
@@ -211,12 +211,8 @@ impl<'a> Decoder<'a> {
                 } else {
                     number.parse().ok()?
                 };
-                let family = self.scopes[i]
-                    .families
-                    .iter()
-                    .rev()
-                    .find(|(p, _, count)| p == prefix && number < *count)?;
-                Some(family.1)
+                let &(ty, count) = self.scopes[i].families.get(prefix)?;
+                (number < count).then_some(ty)
             });
             if let Some(ty) = member {
                 let slot = self.fresh(ty);

@@ -9,6 +9,10 @@ use std::collections::HashMap;
 
 /// Largest local frame of a thread.
 const FRAME_LIMIT: u64 = 512 << 10;
+/// Statements of one kernel after inlining, and how deep blocks and calls may nest: files that double at every level must neither
+/// hang the loader nor exhaust its stack.
+const STATEMENT_LIMIT: u32 = 8_000_000;
+const DEPTH_LIMIT: u32 = 128;
 /// Largest parameter space.
 const PARAM_LIMIT: u64 = 32_764;
 
@@ -53,8 +57,16 @@ pub(super) fn kernel(
         }
     }
     decoder.kernel.param_bytes = offset;
-    let mut lowering = Lowering { decoder, functions, stack: vec![f.name.clone()], frame: 0, returns: None };
-    lowering.statements(f.body.as_deref().unwrap_or_default()).map_err(|(line, m)| error(line, m))?;
+    let mut lowering = Lowering {
+        decoder,
+        functions,
+        stack: vec![f.name.clone()],
+        seen: 0,
+        depth: 0,
+        frame: 0,
+        returns: None,
+    };
+    lowering.statements(f.body.as_deref().unwrap_or_default(), f.line).map_err(|(line, m)| error(line, m))?;
     let end = instruction("exit", &[], f.line);
     let exit = Inst::new(control::exit, Class::Control);
     lowering.decoder.push(exit, &end).map_err(|m| error(f.line, m))?;
@@ -180,6 +192,9 @@ struct Lowering<'a> {
     functions: &'a HashMap<&'a str, &'a Function>,
     /// Names of the functions being inlined.
     stack: Vec<String>,
+    /// Statements seen so far, and blocks and calls open now.
+    seen: u32,
+    depth: u32,
     /// Bytes of the local frame used so far.
     frame: u64,
     /// Label behind the inlined body, where its `ret` goes; none in the kernel itself.
@@ -189,14 +204,21 @@ struct Lowering<'a> {
 type Located<T> = Result<T, (u32, String)>;
 
 impl Lowering<'_> {
-    fn statements(&mut self, body: &[Statement]) -> Located<()> {
-        for statement in body {
-            self.statement(statement)?;
+    fn statements(&mut self, body: &[Statement], line: u32) -> Located<()> {
+        if self.depth == DEPTH_LIMIT {
+            return Err((line, format!("blocks and calls nest more than {DEPTH_LIMIT} deep")));
         }
-        Ok(())
+        self.depth += 1;
+        let done = body.iter().try_for_each(|statement| self.statement(statement, line));
+        self.depth -= 1;
+        done
     }
 
-    fn statement(&mut self, statement: &Statement) -> Located<()> {
+    fn statement(&mut self, statement: &Statement, line: u32) -> Located<()> {
+        self.seen += 1;
+        if self.seen > STATEMENT_LIMIT {
+            return Err((line, format!("more than {STATEMENT_LIMIT} statements after inlining")));
+        }
         match statement {
             Statement::Label { name, line } => self.decoder.label(name).map_err(|m| (*line, m)),
             Statement::Instruction(i) => self.instruction(i),
@@ -206,7 +228,7 @@ impl Lowering<'_> {
             Statement::Variable(v) => self.variable(v),
             Statement::Block(inner) => {
                 self.decoder.enter();
-                let done = self.statements(inner);
+                let done = self.statements(inner, line);
                 self.decoder.leave();
                 done
             }
@@ -248,6 +270,8 @@ impl Lowering<'_> {
     fn instruction(&mut self, i: &Instruction) -> Located<()> {
         let at = |m| (i.line, m);
         if i.opcode == "call" {
+            // Opening and closing a function costs about as much as a few instructions.
+            self.seen += 16;
             return self.call(i);
         }
         if i.opcode == "ret"
@@ -316,7 +340,7 @@ impl Lowering<'_> {
         }
         let caller = self.returns.replace(after.clone());
         self.stack.push(name);
-        let done = self.statements(callee.body.as_deref().unwrap_or_default());
+        let done = self.statements(callee.body.as_deref().unwrap_or_default(), i.line);
         self.stack.pop();
         self.returns = caller;
         let done = done.and_then(|()| self.decoder.label(&after).map_err(at));

@@ -13,6 +13,10 @@ pub(super) fn estimate(kernel: &Kernel, mut ranges: Vec<(u32, u32, u32)>) -> u32
         .filter(|inst| std::ptr::fn_addr_eq(inst.exec, jump) && inst.imm < i64::from(inst.pc))
         .map(|inst| (inst.imm as u32, inst.pc))
         .collect();
+    // An estimate is not worth minutes: a file with that many loops and registers is taken to need them all.
+    if loops.len().saturating_mul(ranges.len()) > 200_000_000 {
+        return 255;
+    }
     // Inner loops first, so that an extended range is seen by the loops around.
     loops.sort_by_key(|&(from, to)| to - from);
     for &(from, to) in &loops {

@@ -2,7 +2,7 @@
 // Loops over the lanes index several arrays at once, and vectorise as they are.
 #![allow(clippy::needless_range_loop)]
 
-use super::access::{GlobalNote, WIDE, place_bits, space_from, space_of};
+use super::access::{GlobalNote, WIDE, addresses, defined_address, place_bits, space_from, space_of};
 use super::{loads, stores};
 use crate::both;
 use crate::check::shared::Touch;
@@ -73,6 +73,28 @@ impl Form {
     pub(super) fn shared_touch(self, plain: Touch) -> Touch {
         if self.has(STRONG) { Touch::Atomic } else { plain }
     }
+}
+
+/// The [`Exec`] of an access, from what carries it out or says how the launch ends.
+macro_rules! entry {
+    ($name:ident, $run:ident) => {
+        #[inline(always)]
+        pub(super) fn $name(core: &mut Core<'_>, inst: &Inst, mask: u32) -> Flow {
+            match $run(core, inst, mask) {
+                Ok(()) => Flow::Next,
+                Err(flow) => flow,
+            }
+        }
+    };
+}
+pub(super) use entry;
+
+/// The addresses of an access, none of them undefined.
+#[inline(always)]
+pub(super) fn known_addresses(core: &mut Core<'_>, inst: &Inst, mask: u32) -> Result<[u64; 32], Flow> {
+    let wide = Form(inst.aux).wide();
+    defined_address(core, inst, inst.a, wide, mask)?;
+    Ok(addresses(core, inst.a, wide, inst.imm))
 }
 
 /// Decodes this family's instructions.

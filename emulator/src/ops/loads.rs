@@ -4,11 +4,11 @@
 //! inlined into one body a state space, which is compiled for two processors: none of them may become a call.
 
 use super::access::{
-    Lanes, Part, Shape, addresses, aligned, block_of, defined_address, global_is_watched, in_local,
-    in_params, in_shared, low, not_pending, note_global, note_shared, same_allocation, shared_length,
-    split_generic, split_global, whole,
+    Lanes, Part, Shape, addresses, aligned, block_of, global_is_watched, in_local, in_params, in_shared, low,
+    not_pending, note_global, note_shared, same_allocation, shared_length, split_generic, split_global,
+    whole,
 };
-use super::load_store::{Form, SIGNED};
+use super::load_store::{Form, SIGNED, entry, known_addresses};
 use crate::check::shared::Touch;
 use crate::count::GlobalKind;
 use crate::machine::core::Core;
@@ -17,32 +17,12 @@ use crate::machine::regs::{FULL, Regs};
 use crate::mem::{LOCAL_WINDOW, UNDEFINED};
 use crate::ptx::ast::Space;
 
-macro_rules! load {
-    ($name:ident, $run:ident) => {
-        #[inline(always)]
-        pub(super) fn $name(core: &mut Core<'_>, inst: &Inst, mask: u32) -> Flow {
-            match $run(core, inst, mask) {
-                Ok(()) => Flow::Next,
-                Err(flow) => flow,
-            }
-        }
-    };
-}
-
-load!(load_global, from_global);
-load!(load_const, from_const);
-load!(load_shared, from_shared);
-load!(load_local, from_local);
-load!(load_param, from_param);
-load!(load_generic, from_anywhere);
-
-/// The addresses of an access, none of them undefined.
-#[inline(always)]
-fn known_addresses(core: &mut Core<'_>, inst: &Inst, mask: u32) -> Result<[u64; 32], Flow> {
-    let wide = Form(inst.aux).wide();
-    defined_address(core, inst, inst.a, wide, mask)?;
-    Ok(addresses(core, inst.a, wide, inst.imm))
-}
+entry!(load_global, from_global);
+entry!(load_const, from_const);
+entry!(load_shared, from_shared);
+entry!(load_local, from_local);
+entry!(load_param, from_param);
+entry!(load_generic, from_anywhere);
 
 #[inline(always)]
 fn from_global(core: &mut Core<'_>, inst: &Inst, mask: u32) -> Result<(), Flow> {

@@ -3,11 +3,11 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::access::{
-    Lanes, Part, Shape, addresses, aligned, block_of, defined_address, global_is_watched, in_local,
-    in_params, in_shared, low, not_pending, note_global, note_shared, same_allocation, shared_length,
-    space_from, split_generic, split_global, whole,
+    Lanes, Part, Shape, addresses, aligned, block_of, global_is_watched, in_local, in_params, in_shared, low,
+    not_pending, note_global, note_shared, same_allocation, shared_length, space_from, split_generic,
+    split_global, whole,
 };
-use super::load_store::Form;
+use super::load_store::{Form, entry, known_addresses};
 use crate::check::shared::Touch;
 use crate::count::GlobalKind;
 use crate::machine::core::Core;
@@ -16,30 +16,11 @@ use crate::machine::regs::{FULL, Regs};
 use crate::mem::{DEFINED, PENDING, UNDEFINED};
 use crate::ptx::ast::Space;
 
-macro_rules! store {
-    ($name:ident, $run:ident) => {
-        #[inline(always)]
-        pub(super) fn $name(core: &mut Core<'_>, inst: &Inst, mask: u32) -> Flow {
-            match $run(core, inst, mask) {
-                Ok(()) => Flow::Next,
-                Err(flow) => flow,
-            }
-        }
-    };
-}
-
-store!(store_global, to_global);
-store!(store_shared, to_shared);
-store!(store_local, to_local);
-store!(store_param, to_param);
-store!(store_generic, to_anywhere);
-
-#[inline(always)]
-fn known_addresses(core: &mut Core<'_>, inst: &Inst, mask: u32) -> Result<[u64; 32], Flow> {
-    let wide = Form(inst.aux).wide();
-    defined_address(core, inst, inst.a, wide, mask)?;
-    Ok(addresses(core, inst.a, wide, inst.imm))
-}
+entry!(store_global, to_global);
+entry!(store_shared, to_shared);
+entry!(store_local, to_local);
+entry!(store_param, to_param);
+entry!(store_generic, to_anywhere);
 
 #[inline(always)]
 fn to_global(core: &mut Core<'_>, inst: &Inst, mask: u32) -> Result<(), Flow> {

@@ -281,6 +281,7 @@ impl Session {
     /// Default settings but for those given, no findings, the primary context current.
     pub(crate) fn new(settings: &[(&str, &str)]) -> Self {
         let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: every pointer is to a live local or a string with its final zero.
         unsafe {
             for key in ["EMU_CHECKS", "EMU_POOLS", "EMU_DEVICE", "EMU_MEM_LIMIT", "EMU_BUDGET"] {
                 assert_eq!(emu_set(text(key).as_ptr(), text("").as_ptr()), OK);
@@ -301,6 +302,7 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        // SAFETY: neither call takes a pointer.
         unsafe {
             // Whatever happened, the next test finds an empty device.
             while cuDevicePrimaryCtxRelease_v2(0) == OK {}
@@ -324,6 +326,7 @@ pub(crate) fn findings() -> Vec<String> {
 
 /// All findings.
 pub(crate) fn texts() -> Vec<String> {
+    // SAFETY: the buffer has the length that is passed with it.
     unsafe {
         (0..emu_errors())
             .map(|i| {
@@ -354,6 +357,7 @@ pub(crate) fn found_one(start: &str) {
 #[track_caller]
 pub(crate) fn alloc(bytes: usize) -> u64 {
     let mut address = 0;
+    // SAFETY: the pointers are to live locals of the sizes given.
     assert_eq!(unsafe { cuMemAlloc_v2(&raw mut address, bytes) }, OK);
     address
 }
@@ -362,6 +366,7 @@ pub(crate) fn alloc(bytes: usize) -> u64 {
 #[track_caller]
 pub(crate) fn upload(values: &[u32]) -> u64 {
     let address = alloc(values.len() * 4);
+    // SAFETY: the pointers are to live locals of the sizes given.
     assert_eq!(unsafe { cuMemcpyHtoD_v2(address, values.as_ptr().cast(), values.len() * 4) }, OK);
     address
 }
@@ -370,6 +375,7 @@ pub(crate) fn upload(values: &[u32]) -> u64 {
 #[track_caller]
 pub(crate) fn download(address: u64, count: usize) -> Vec<u32> {
     let mut values = vec![0; count];
+    // SAFETY: the pointers are to live locals of the sizes given.
     assert_eq!(unsafe { cuMemcpyDtoH_v2(values.as_mut_ptr().cast(), address, count * 4) }, OK);
     values
 }
@@ -378,6 +384,7 @@ pub(crate) fn download(address: u64, count: usize) -> Vec<u32> {
 #[track_caller]
 pub(crate) fn stream(flags: c_uint) -> Handle {
     let mut stream = null_mut();
+    // SAFETY: the pointers are to live locals of the sizes given.
     assert_eq!(unsafe { cuStreamCreate(&raw mut stream, flags) }, OK);
     stream
 }
@@ -386,6 +393,7 @@ pub(crate) fn stream(flags: c_uint) -> Handle {
 #[track_caller]
 pub(crate) fn event(flags: c_uint) -> Handle {
     let mut event = null_mut();
+    // SAFETY: the pointers are to live locals of the sizes given.
     assert_eq!(unsafe { cuEventCreate(&raw mut event, flags) }, OK);
     event
 }
@@ -394,6 +402,7 @@ pub(crate) fn event(flags: c_uint) -> Handle {
 #[track_caller]
 pub(crate) fn module(ptx: &str) -> Handle {
     let mut module = null_mut();
+    // SAFETY: the pointers are to live locals of the sizes given.
     assert_eq!(unsafe { cuModuleLoadData(&raw mut module, text(ptx).as_ptr().cast()) }, OK);
     module
 }
@@ -402,6 +411,7 @@ pub(crate) fn module(ptx: &str) -> Handle {
 #[track_caller]
 pub(crate) fn function(module: Handle, name: &str) -> Handle {
     let mut function = null_mut();
+    // SAFETY: the pointers are to live locals of the sizes given.
     assert_eq!(unsafe { cuModuleGetFunction(&raw mut function, module, text(name).as_ptr()) }, OK);
     function
 }
@@ -421,5 +431,6 @@ pub(crate) fn launch(function: Handle, blocks: u32, threads: u32, stream: Handle
             Value::U64(v) => std::ptr::from_ref(v).cast(),
         })
         .collect();
+    // SAFETY: one pointer a parameter, each to a value that lives in `values`.
     unsafe { cuLaunchKernel(function, blocks, 1, 1, threads, 1, 1, 0, stream, pointers.as_ptr(), null()) }
 }

@@ -105,6 +105,11 @@ pub struct Shape {
 }
 
 impl Shape {
+    /// Bytes of A that the tensor core takes in; tf32 has 32 bits.
+    pub fn a_bytes(&self) -> u64 {
+        u64::from(self.m) * u64::from(self.k) * u64::from(self.types[1].bits()) / 8
+    }
+
     /// Operations of one instruction: a multiplication and an addition for each product.
     pub fn flops(&self) -> u64 {
         2 * u64::from(self.m) * u64::from(self.n) * u64::from(self.k)
