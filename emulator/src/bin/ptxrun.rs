@@ -3,6 +3,7 @@
 
 use cuda::case::{self, Outcome};
 use cuda::config::Config;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -21,11 +22,21 @@ A folder without launch.json stands for all case folders in it.
   -h, --help        this text
 ";
 
+/// `println!` that ends the program quietly when its reader has gone, with the status of a broken pipe.
+macro_rules! say {
+    ($($text:tt)*) => {
+        if writeln!(std::io::stdout(), $($text)*).is_err() {
+            std::process::exit(141);
+        }
+    };
+}
+
 fn main() -> ExitCode {
     match run(std::env::args().skip(1).collect()) {
         Ok(code) => code,
         Err(message) => {
-            eprintln!("ptxrun: {message}\n\n{HELP}");
+            // Nobody may be reading: that changes nothing about the status.
+            writeln!(std::io::stderr(), "ptxrun: {message}\n\n{HELP}").ok();
             ExitCode::from(2)
         }
     }
@@ -53,7 +64,7 @@ fn run(args: Vec<String>) -> Result<ExitCode, String> {
             "--json" => json = true,
             "--quiet" => quiet = true,
             "-h" | "--help" => {
-                print!("{HELP}");
+                say!("{}", HELP.trim_end());
                 return Ok(ExitCode::SUCCESS);
             }
             _ if name.starts_with('-') => return Err(format!("unknown option {name}")),
@@ -93,12 +104,9 @@ fn run(args: Vec<String>) -> Result<ExitCode, String> {
                 Err(message) => {
                     all = false;
                     if json {
-                        println!(
-                            "{}",
-                            serde_json::json!({ "case": folder, "pass": false, "error": message })
-                        );
+                        say!("{}", serde_json::json!({ "case": folder, "pass": false, "error": message }));
                     } else {
-                        println!("FAIL {}: {message}", folder.display());
+                        say!("FAIL {}: {message}", folder.display());
                     }
                     break;
                 }
@@ -116,28 +124,33 @@ fn print_text(o: &Outcome, quiet: bool, config: &Config) {
     let c = &o.launch.counters;
     let insts: u64 = c.executed.iter().sum();
     let seconds = o.time.1.as_secs_f64();
-    println!("{} {}", if o.passed() { "pass" } else { "FAIL" }, o.name);
+    say!("{} {}", if o.passed() { "pass" } else { "FAIL" }, o.name);
     for c in &o.comparisons {
         let verdict =
             if c.wrong == 0 { "ok".to_owned() } else { format!("{} of {} wrong", c.wrong, c.elements) };
-        println!(
+        say!(
             "  output {}: {verdict}, worst error {:.3e} ({:.2} of its tolerance) at {}: {} for {}",
-            c.parameter, c.worst, c.worst_share, c.at, c.got_expected.0, c.got_expected.1
+            c.parameter,
+            c.worst,
+            c.worst_share,
+            c.at,
+            c.got_expected.0,
+            c.got_expected.1
         );
     }
     if o.comparisons.is_empty() {
-        println!("  no output to compare: it ran");
+        say!("  no output to compare: it ran");
     }
-    println!(
+    say!(
         "  loaded in {:.1} ms; {insts} warp instructions in {:.1} ms: {:.1} M/s",
         o.time.0.as_secs_f64() * 1e3,
         seconds * 1e3,
         insts as f64 / seconds / 1e6
     );
-    println!("  {}", o.launch.counters.json(&o.launch, config));
+    say!("  {}", o.launch.counters.json(&o.launch, config));
     if !quiet {
         for finding in &o.findings {
-            print!("{finding}");
+            say!("{}", finding.trim_end());
         }
     }
 }
@@ -153,7 +166,7 @@ fn print_json(o: &Outcome, config: &Config) {
             })
         })
         .collect();
-    println!(
+    say!(
         "{}",
         serde_json::json!({
             "case": o.name, "pass": o.passed(), "outputs": outputs, "errors": o.errors, "findings": o.findings,

@@ -5,6 +5,7 @@ use crate::config::Check;
 use crate::machine::core::Core;
 use crate::machine::inst::{Flow, Inst};
 use crate::report::Fault;
+use std::io::Write;
 
 fn text(core: &Core<'_>, lane: usize, address: u64) -> String {
     let bytes = read_generic(core, lane, address, 4096).unwrap_or_default();
@@ -41,7 +42,8 @@ pub(super) fn vprintf(core: &mut Core<'_>, inst: &Inst, mask: u32) -> Flow {
         let values = local_value(core, lane, argument(1), 8);
         let format = text(core, lane, format);
         let (line, count) = expand(core, lane, &format, values);
-        print!("{line}");
+        // A reader that has gone is no fault of the kernel.
+        write!(std::io::stdout(), "{line}").ok();
         core.printed.push_str(&line);
         if inst.d != u32::MAX {
             let frame = core.kernel.local_bytes as usize;
