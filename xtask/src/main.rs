@@ -6,7 +6,7 @@ mod toolchain;
 use std::{
     env,
     ffi::OsString,
-    process::{Command, ExitCode},
+    process::{Command, ExitCode, ExitStatus},
 };
 
 use toolchain::Missing;
@@ -75,8 +75,12 @@ const LINT: &[Step] = &[
 ];
 
 const TEST: &[Step] = &[
-    Step { what: "tests", args: &["test", "--workspace", "--all-targets"], env: &[] },
-    Step { what: "documentation examples", args: &["test", "--workspace", "--doc"], env: &[] },
+    Step { what: "tests", args: &["test", "--workspace", "--all-targets", "--no-fail-fast"], env: &[] },
+    Step {
+        what: "documentation examples",
+        args: &["test", "--workspace", "--doc", "--no-fail-fast"],
+        env: &[],
+    },
     Step {
         what: "tests of the library alone",
         args: &["test", "--package", "foveate", "--lib", "--no-default-features"],
@@ -88,7 +92,7 @@ const TEST: &[Step] = &[
 const TEST_KERNELS: &[Step] = &[
     Step {
         what: "the CUDA kernels on the emulated device",
-        args: &["test", "--package", "foveate-device-tests", "--features", "emulated"],
+        args: &["test", "--package", "foveate-device-tests", "--features", "emulated", "--no-fail-fast"],
         env: &[("FOVEATE_CUDA_ARCHS", "80")],
     },
     Step {
@@ -98,27 +102,25 @@ const TEST_KERNELS: &[Step] = &[
     },
 ];
 
+/// Runs every step, also after one that failed: one run tells all that is wrong.
 fn run(steps: &[Step], variables: &[(&str, OsString)]) -> bool {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    steps.iter().all(|step| {
+    let mut good = true;
+    for step in steps {
         println!("== {}: cargo {}", step.what, step.args.join(" "));
-        match Command::new(&cargo)
+        let status = Command::new(&cargo)
             .args(step.args)
             .envs(step.env.iter().copied())
             .envs(variables.iter().cloned())
-            .status()
-        {
-            Ok(status) if status.success() => true,
-            Ok(status) => {
-                eprintln!("xtask: {} failed ({status})", step.what);
-                false
-            }
-            Err(error) => {
-                eprintln!("xtask: cannot run cargo: {error}");
-                false
-            }
+            .status();
+        good &= status.as_ref().is_ok_and(ExitStatus::success);
+        match status {
+            Ok(status) if status.success() => {}
+            Ok(status) => eprintln!("xtask: {} failed ({status})", step.what),
+            Err(error) => eprintln!("xtask: cannot run cargo: {error}"),
         }
-    })
+    }
+    good
 }
 
 fn test() -> bool {
@@ -138,7 +140,7 @@ fn test() -> bool {
         }
     };
     let variables = [variable];
-    run(TEST, &variables) && run(TEST_KERNELS, &variables)
+    run(TEST, &variables) & run(TEST_KERNELS, &variables)
 }
 
 fn print_toolchain() -> bool {
@@ -159,7 +161,7 @@ fn main() -> ExitCode {
     let ok = match task.as_str() {
         "test" => test(),
         "lint" => run(LINT, &[]),
-        "ci" => run(LINT, &[]) && test(),
+        "ci" => run(LINT, &[]) & test(),
         "resources" => resources::report().unwrap_or_else(|error| {
             eprintln!("xtask: {error}");
             false

@@ -529,10 +529,14 @@ impl<'a> Decoder<'a> {
         let find = |label: &str, scopes: &[u32]| {
             scopes.iter().rev().find_map(|scope| labels.get(&(*scope, label.to_owned())).copied())
         };
+        let mut loops = Vec::new();
         for fixup in std::mem::take(&mut self.fixups) {
             let target =
                 find(&fixup.label, &fixup.scopes).ok_or((fixup.line, format!("no label {}", fixup.label)))?;
             self.kernel.insts[fixup.pc as usize].imm = i64::from(target);
+            if target < fixup.pc {
+                loops.push((target, fixup.pc));
+            }
         }
         for (first, names, scopes, line) in std::mem::take(&mut self.tables) {
             for (i, name) in names.iter().enumerate() {
@@ -542,7 +546,7 @@ impl<'a> Decoder<'a> {
         }
         let ranges =
             self.mentions.into_iter().map(|((wide, _), (first, last))| (first, last, 1 + u32::from(wide)));
-        self.kernel.registers = super::registers::estimate(&self.kernel, ranges.collect());
+        self.kernel.registers = super::registers::estimate(self.kernel.insts.len(), loops, ranges.collect());
         Ok(self.kernel)
     }
 }

@@ -1,18 +1,13 @@
 //! An estimate of the registers a thread needs, where ptxas has not said.
 
-use crate::machine::inst::{Exec, Kernel};
-use crate::ops::control;
-
-/// The most 32-bit values alive at once, by first and last mention in program order (`ranges`: first, last, words), where a value that
-/// is alive at the head of a loop is alive to its end; 8 more for what ptxas needs itself, at least 16, at most 255.
-pub(super) fn estimate(kernel: &Kernel, mut ranges: Vec<(u32, u32, u32)>) -> u32 {
-    let jump: Exec = control::bra;
-    let mut loops: Vec<(u32, u32)> = kernel
-        .insts
-        .iter()
-        .filter(|inst| std::ptr::fn_addr_eq(inst.exec, jump) && inst.imm < i64::from(inst.pc))
-        .map(|inst| (inst.imm as u32, inst.pc))
-        .collect();
+/// The most 32-bit values alive at once among `instructions`, by first and last mention in program order (`ranges`: first, last,
+/// words), where a value that is alive at the head of a loop (`loops`: target and place of each backward jump) is alive to its end;
+/// 8 more for what ptxas needs itself, at least 16, at most 255.
+pub(super) fn estimate(
+    instructions: usize,
+    mut loops: Vec<(u32, u32)>,
+    mut ranges: Vec<(u32, u32, u32)>,
+) -> u32 {
     // An estimate is not worth minutes: a file with that many loops and registers is taken to need them all.
     if loops.len().saturating_mul(ranges.len()) > 200_000_000 {
         return 255;
@@ -26,7 +21,7 @@ pub(super) fn estimate(kernel: &Kernel, mut ranges: Vec<(u32, u32, u32)>) -> u32
             }
         }
     }
-    let mut change = vec![0i64; kernel.insts.len() + 2];
+    let mut change = vec![0i64; instructions + 2];
     for (first, last, words) in ranges {
         change[first as usize] += i64::from(words);
         change[last as usize + 1] -= i64::from(words);
