@@ -1,32 +1,38 @@
-//! What a word of shared memory remembers of its accesses, and how a new access compares with it.
+//! What a piece of shared memory remembers of its accesses, and how a new access compares with it.
+//!
+//! A piece is 16 bytes, which is what copies, vectors and rows of matrices touch at once; where something smaller is touched it has four
+//! parts of a word, and a word four bytes.
 
 use super::shared::{Access, Conflict, Side, Touch};
+
+/// Bytes of a piece before anything splits it.
+pub(super) const PIECE: u32 = 16;
 
 /// Several warps have read since the last write: they are in the side table.
 const MANY: u8 = 1;
 /// There were atomics: they are in the side table.
 const ATOMS: u8 = 2;
-/// The bytes of the word have separate histories, in the side table.
+/// The quarters of the piece have separate histories, in the side table.
 const SPLIT: u8 = 4;
 
-/// The history of a word, or of a byte. Time 0 is never.
+/// The history of a piece: of 16 bytes, of a word, or of a byte. Time 0 is never.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Word {
+pub(super) struct Piece {
     write_time: u32,
     write_lanes: u32,
     write_pc: u32,
-    /// Time of the last read; of the last access to any byte when the word is split.
+    /// Time of the last read; of the last access to any quarter when the piece is split.
     read_time: u32,
     read_lanes: u32,
     read_pc: u32,
-    /// Place in the side tables plus one: of [`SideTables::sets`], or of [`SideTables::bytes`] when the word is split.
+    /// Place in the side tables plus one: of [`SideTables::sets`], or of [`SideTables::quarters`] when the piece is split.
     side: u32,
     write_warp: u8,
     read_warp: u8,
     flags: u8,
 }
 
-/// What one warp last did to a word.
+/// What one warp last did to a piece.
 #[derive(Clone, Copy, Debug, Default)]
 struct Entry {
     time: u32,
@@ -34,7 +40,7 @@ struct Entry {
     pc: u32,
 }
 
-/// The warps that have read a word and those that have used it atomically.
+/// The warps that have read a piece and those that have used it atomically.
 #[derive(Debug, Default)]
 struct Set {
     readers: u32,
@@ -45,14 +51,14 @@ struct Set {
     entries: Vec<Entry>,
 }
 
-/// Histories that do not fit a word. Nothing is ever removed: a word keeps its place for the next time it needs one.
+/// Histories that do not fit a piece. Nothing is ever removed: a piece keeps its place for the next time it needs one.
 #[derive(Debug, Default)]
 pub(super) struct SideTables {
     warps: usize,
     sets: Vec<Set>,
-    /// Four bytes, and the place in `sets` of the word they make up.
-    bytes: Vec<([Word; 4], u32)>,
-    /// Places in `bytes` of words that are whole again.
+    /// Four quarters, and the place in `sets` of the piece they make up.
+    quarters: Vec<([Piece; 4], u32)>,
+    /// Places in `quarters` of pieces that are whole again.
     free: Vec<u32>,
 }
 
@@ -62,41 +68,65 @@ impl SideTables {
         Self { warps, ..Self::default() }
     }
 
-    /// The set of a word that is not split.
-    fn set<'a>(&'a mut self, word: &mut Word) -> &'a mut Set {
-        if word.side == 0 {
-            let entries = vec![Entry::default(); 2 * self.warps];
-            self.sets.push(Set { entries, ..Set::default() });
-            word.side = self.sets.len() as u32;
+    /// The set of a piece that is not split.
+    #[inline]
+    fn set<'a>(&'a mut self, piece: &mut Piece) -> &'a mut Set {
+        if piece.side == 0 {
+            self.new_set(piece);
         }
-        &mut self.sets[word.side as usize - 1]
+        &mut self.sets[piece.side as usize - 1]
     }
 
-    /// Gives each byte of a word the word's history.
-    fn split(&mut self, word: &mut Word) {
+    #[cold]
+    fn new_set(&mut self, piece: &mut Piece) {
+        let entries = vec![Entry::default(); 2 * self.warps];
+        self.sets.push(Set { entries, ..Set::default() });
+        piece.side = self.sets.len() as u32;
+    }
+
+    /// Gives each quarter of a piece the piece's history.
+    #[cold]
+    fn split(&mut self, piece: &mut Piece) {
         let place = self.free.pop().unwrap_or_else(|| {
-            self.bytes.push(([Word::default(); 4], 0));
-            self.bytes.len() as u32
+            self.quarters.push(([Piece::default(); 4], 0));
+            self.quarters.len() as u32
         });
         for k in 0..4 {
-            let mut byte = Word { side: self.bytes[place as usize - 1].0[k].side, ..*word };
-            if word.flags != 0 {
-                self.set(&mut byte);
-                let (from, to) = (word.side as usize - 1, byte.side as usize - 1);
+            let mut quarter = Piece { side: self.quarters[place as usize - 1].0[k].side, ..*piece };
+            if piece.flags != 0 {
+                self.set(&mut quarter);
+                let (from, to) = (piece.side as usize - 1, quarter.side as usize - 1);
                 let copy = Set { entries: self.sets[from].entries.clone(), ..self.sets[from] };
                 self.sets[to] = copy;
             }
-            self.bytes[place as usize - 1].0[k] = byte;
+            self.quarters[place as usize - 1].0[k] = quarter;
         }
-        self.bytes[place as usize - 1].1 = word.side;
-        word.side = place;
-        word.flags = SPLIT;
+        self.quarters[place as usize - 1].1 = piece.side;
+        piece.side = place;
+        piece.flags = SPLIT;
     }
 
-    /// Makes a word whose bytes no longer matter whole again.
-    fn join(&mut self, word: &mut Word) {
-        self.free.push(word.side);
-        *word = Word { side: self.bytes[word.side as usize - 1].1, ..Word::default() };
+    /// Makes a piece whose quarters no longer matter whole again.
+    fn join(&mut self, piece: &mut Piece) {
+        let at = piece.side as usize - 1;
+        for k in 0..4 {
+            let mut quarter = self.quarters[at].0[k];
+            if quarter.flags & SPLIT != 0 {
+                self.join(&mut quarter);
+                self.quarters[at].0[k] = quarter;
+            }
+        }
+        self.free.push(piece.side);
+        *piece = Piece { side: self.quarters[at].1, ..Piece::default() };
+    }
+}
+
+/// The conflict to report: one between warps goes before one inside a warp.
+pub(super) fn worse(found: Option<Conflict>, next: Option<Conflict>) -> Option<Conflict> {
+    match (found, next) {
+        (Some(f), Some(n)) if f.intra_warp && !n.intra_warp => next,
+        (None, _) => next,
+        _ => found,
     }
 }
 
@@ -111,63 +141,95 @@ pub(super) struct Past<'a> {
 }
 
 impl Past<'_> {
-    /// The access of a lane to a whole word.
+    /// The access of a lane to the bytes from `from` to before `to`, all in one piece of `bytes` bytes.
     #[inline]
-    pub(super) fn word(
+    pub(super) fn touch(
         &self,
-        word: &mut Word,
+        piece: &mut Piece,
         side: &mut SideTables,
         lane: u32,
-        offset: u32,
+        (from, to): (u32, u32),
+        bytes: u32,
     ) -> Option<Conflict> {
-        if word.flags == 0 && word.write_time <= self.floor {
-            match self.access.touch {
-                Touch::Read if word.read_time <= self.floor => {
-                    self.first_read(word, lane);
-                    return None;
-                }
-                Touch::Read if word.read_warp == self.access.warp as u8 => {
-                    self.read_again(word, lane);
-                    return None;
-                }
-                Touch::Write if word.read_time <= self.floor => {
-                    self.written(word, lane);
-                    return None;
-                }
-                _ => {}
-            }
+        if to - from != bytes {
+            return self.quarters(piece, side, lane, (from, to), bytes / 4);
         }
-        self.contested(word, side, lane, offset, 4)
+        if self.quick(piece, lane) { None } else { self.contested(piece, side, lane, from, bytes) }
     }
 
-    fn first_read(&self, word: &mut Word, lane: u32) {
-        word.read_time = self.now;
-        word.read_lanes = 1 << lane;
-        word.read_pc = self.access.pc;
-        word.read_warp = self.access.warp as u8;
+    /// The access of a lane to a part of a piece, whose quarters are of `bytes` bytes.
+    fn quarters(
+        &self,
+        piece: &mut Piece,
+        side: &mut SideTables,
+        lane: u32,
+        (mut from, to): (u32, u32),
+        bytes: u32,
+    ) -> Option<Conflict> {
+        if piece.flags & SPLIT == 0 {
+            side.split(piece);
+        }
+        piece.read_time = self.now;
+        let at = piece.side as usize - 1;
+        let mut found = None;
+        while from < to {
+            let next = to.min((from | (bytes - 1)) + 1);
+            let k = (from / bytes & 3) as usize;
+            let quarter = &mut side.quarters[at].0[k];
+            if !(next - from == bytes && self.quick(quarter, lane)) {
+                let mut quarter = *quarter;
+                found = worse(found, self.touch(&mut quarter, side, lane, (from, next), bytes));
+                side.quarters[at].0[k] = quarter;
+            }
+            from = next;
+        }
+        found
     }
 
-    /// The warp that read the word last reads it again.
-    fn read_again(&self, word: &mut Word, lane: u32) {
-        let before = if word.read_time == self.now {
-            word.read_lanes
+    /// Records the access to a whole piece if nothing before it matters.
+    #[inline(always)]
+    fn quick(&self, piece: &mut Piece, lane: u32) -> bool {
+        if piece.flags != 0 || piece.write_time > self.floor {
+            return false;
+        }
+        let fresh = piece.read_time <= self.floor;
+        match self.access.touch {
+            Touch::Read if fresh => self.first_read(piece, lane),
+            Touch::Read if piece.read_warp == self.access.warp as u8 => self.read_again(piece, lane),
+            Touch::Write if fresh => self.written(piece, lane),
+            _ => return false,
+        }
+        true
+    }
+
+    fn first_read(&self, piece: &mut Piece, lane: u32) {
+        piece.read_time = self.now;
+        piece.read_lanes = 1 << lane;
+        piece.read_pc = self.access.pc;
+        piece.read_warp = self.access.warp as u8;
+    }
+
+    /// The warp that read the piece last reads it again.
+    fn read_again(&self, piece: &mut Piece, lane: u32) {
+        let before = if piece.read_time == self.now {
+            piece.read_lanes
         } else {
-            self.unordered(word.read_lanes, word.read_time, lane)
+            self.unordered(piece.read_lanes, piece.read_time, lane)
         };
-        word.read_time = self.now;
-        word.read_lanes = before | 1 << lane;
-        word.read_pc = self.access.pc;
+        piece.read_time = self.now;
+        piece.read_lanes = before | 1 << lane;
+        piece.read_pc = self.access.pc;
     }
 
-    fn written(&self, word: &mut Word, lane: u32) {
+    fn written(&self, piece: &mut Piece, lane: u32) {
         // Lanes that write the same value in one instruction are all its writers.
-        let others = if word.write_time == self.now { word.write_lanes } else { 0 };
-        word.write_time = self.now;
-        word.write_lanes = others | 1 << lane;
-        word.write_pc = self.access.pc;
-        word.write_warp = self.access.warp as u8;
-        word.read_time = 0;
-        word.flags = 0;
+        let others = if piece.write_time == self.now { piece.write_lanes } else { 0 };
+        piece.write_time = self.now;
+        piece.write_lanes = others | 1 << lane;
+        piece.write_pc = self.access.pc;
+        piece.write_warp = self.access.warp as u8;
+        piece.read_time = 0;
+        piece.flags = 0;
     }
 
     /// The lanes of this warp whose access at `time` is not ordered before what `lane` does now.
@@ -187,42 +249,34 @@ impl Past<'_> {
     #[inline(never)]
     fn contested(
         &self,
-        word: &mut Word,
+        piece: &mut Piece,
         side: &mut SideTables,
         lane: u32,
         offset: u32,
         bytes: u32,
     ) -> Option<Conflict> {
-        if word.flags & SPLIT != 0 {
-            if word.read_time > self.floor {
-                word.read_time = self.now;
-                let at = word.side as usize - 1;
-                let mut found = None;
-                for k in 0..4 {
-                    let mut byte = side.bytes[at].0[k];
-                    found = found.or(self.contested(&mut byte, side, lane, offset + k as u32, 1));
-                    side.bytes[at].0[k] = byte;
-                }
-                return found;
+        if piece.flags & SPLIT != 0 {
+            if piece.read_time > self.floor {
+                return self.quarters(piece, side, lane, (offset, offset + bytes), bytes / 4);
             }
-            side.join(word);
+            side.join(piece);
         }
-        let mut found = self.against_write(word, lane, offset, bytes);
-        if self.access.touch != Touch::Atomic && word.flags & ATOMS != 0 {
-            found = found.or(self.against_atomics(word, side, lane, offset));
+        let mut found = self.against_write(piece, lane, offset, bytes);
+        if self.access.touch != Touch::Atomic && piece.flags & ATOMS != 0 {
+            found = worse(found, self.against_atomics(piece, side, lane, offset));
         }
         if self.access.touch != Touch::Read {
-            found = found.or(self.against_reads(word, side, lane, offset));
+            found = worse(found, self.against_reads(piece, side, lane, offset));
         }
         match self.access.touch {
-            Touch::Read => self.record_read(word, side, lane),
-            Touch::Write => self.written(word, lane),
+            Touch::Read => self.record_read(piece, side, lane),
+            Touch::Write => self.written(piece, lane),
             Touch::Atomic => {
                 let (warp, count) = (self.access.warp as usize, self.clock.len());
-                let first = word.flags & ATOMS == 0;
-                word.flags |= ATOMS;
-                let many = word.flags & MANY != 0;
-                let set = side.set(word);
+                let first = piece.flags & ATOMS == 0;
+                piece.flags |= ATOMS;
+                let many = piece.flags & MANY != 0;
+                let set = side.set(piece);
                 if first {
                     set.atomics = 0;
                 }
@@ -246,25 +300,25 @@ impl Past<'_> {
         *entry = Entry { time: self.now, lanes: before | 1 << lane, pc: self.access.pc };
     }
 
-    fn record_read(&self, word: &mut Word, side: &mut SideTables, lane: u32) {
+    fn record_read(&self, piece: &mut Piece, side: &mut SideTables, lane: u32) {
         let warp = self.access.warp as usize;
-        if word.flags & MANY == 0 {
-            if word.read_time <= self.clock[word.read_warp as usize] {
-                return self.first_read(word, lane);
+        if piece.flags & MANY == 0 {
+            if piece.read_time <= self.clock[piece.read_warp as usize] {
+                return self.first_read(piece, lane);
             }
-            if word.read_warp as usize == warp {
-                return self.read_again(word, lane);
+            if piece.read_warp as usize == warp {
+                return self.read_again(piece, lane);
             }
-            let other = Entry { time: word.read_time, lanes: word.read_lanes, pc: word.read_pc };
-            let set = side.set(word);
-            set.readers = 1 << word.read_warp;
-            set.entries[word.read_warp as usize] = other;
-            word.flags |= MANY;
+            let other = Entry { time: piece.read_time, lanes: piece.read_lanes, pc: piece.read_pc };
+            let set = side.set(piece);
+            set.readers = 1 << piece.read_warp;
+            set.entries[piece.read_warp as usize] = other;
+            piece.flags |= MANY;
         }
-        let set = side.set(word);
+        let set = side.set(piece);
         self.enter(&mut set.entries[warp], set.readers >> warp & 1 == 1, lane);
         set.readers |= 1 << warp;
-        word.read_time = self.now;
+        piece.read_time = self.now;
     }
 
     fn conflict(&self, warp: u32, lanes: u32, pc: u32, touch: Touch, lane: u32, offset: u32) -> Conflict {
@@ -273,7 +327,7 @@ impl Past<'_> {
         Conflict { first, second, offset, intra_warp: warp == self.access.warp }
     }
 
-    /// Lanes of a warp that touched the word at `time` and are not ordered before the lane now.
+    /// Lanes of a warp that touched the piece at `time` and are not ordered before the lane now.
     fn rivals(&self, warp: u32, lanes: u32, time: u32, lane: u32) -> u32 {
         if warp == self.access.warp {
             self.unordered(lanes & !(1 << lane), time, lane)
@@ -284,72 +338,78 @@ impl Past<'_> {
         }
     }
 
-    fn against_write(&self, word: &Word, lane: u32, offset: u32, bytes: u32) -> Option<Conflict> {
-        if word.write_time <= self.floor {
+    fn against_write(&self, piece: &Piece, lane: u32, offset: u32, bytes: u32) -> Option<Conflict> {
+        if piece.write_time <= self.floor {
             return None;
         }
-        let warp = u32::from(word.write_warp);
-        if word.write_time == self.now {
+        let warp = u32::from(piece.write_warp);
+        if piece.write_time == self.now {
             // Another lane of the same instruction.
-            let other = word.write_lanes.trailing_zeros() & 31;
-            if self.access.touch != Touch::Write || self.agree(lane, other, offset, bytes) {
+            let other = piece.write_lanes.trailing_zeros() & 31;
+            if self.access.touch != Touch::Write {
                 return None;
             }
+            let offset = self.disagree(lane, other, offset, bytes)?;
             let mut conflict =
-                self.conflict(warp, word.write_lanes, word.write_pc, Touch::Write, lane, offset);
+                self.conflict(warp, piece.write_lanes, piece.write_pc, Touch::Write, lane, offset);
             conflict.intra_warp = false;
             return Some(conflict);
         }
-        if warp == self.access.warp && word.write_lanes >> lane & 1 == 1 {
+        if warp == self.access.warp && piece.write_lanes >> lane & 1 == 1 {
             return None;
         }
-        match self.rivals(warp, word.write_lanes, word.write_time, lane) {
+        match self.rivals(warp, piece.write_lanes, piece.write_time, lane) {
             0 => None,
-            lanes => Some(self.conflict(warp, lanes, word.write_pc, Touch::Write, lane, offset)),
+            lanes => Some(self.conflict(warp, lanes, piece.write_pc, Touch::Write, lane, offset)),
         }
     }
 
-    /// Two lanes write the same value to the bytes at `offset`. Without the values they are taken to differ.
-    fn agree(&self, a: u32, b: u32, offset: u32, bytes: u32) -> bool {
-        let Some(values) = self.access.values else { return false };
+    /// Where two lanes write different values: the first such word among the bytes at `offset`. Without the values they are taken to
+    /// differ.
+    fn disagree(&self, a: u32, b: u32, offset: u32, bytes: u32) -> Option<u32> {
+        let Some(values) = self.access.values else { return Some(offset) };
+        if a == b {
+            return None;
+        }
         let value = |lane: u32| {
             let shift = 8 * offset.wrapping_sub(self.access.offsets[lane as usize]);
-            values[lane as usize].checked_shr(shift).unwrap_or(0) as u32 & (u32::MAX >> (32 - 8 * bytes))
+            values[lane as usize].checked_shr(shift).unwrap_or(0) & (u128::MAX >> (128 - 8 * bytes))
         };
-        a == b || value(a) == value(b)
+        let different = value(a) ^ value(b);
+        (different != 0).then(|| offset + different.trailing_zeros() / 32 * 4)
     }
 
     fn against_reads(
         &self,
-        word: &mut Word,
+        piece: &mut Piece,
         side: &mut SideTables,
         lane: u32,
         offset: u32,
     ) -> Option<Conflict> {
-        if word.read_time <= self.floor {
+        if piece.read_time <= self.floor {
             return None;
         }
-        if word.flags & MANY == 0 {
-            let warp = u32::from(word.read_warp);
-            return match self.rivals(warp, word.read_lanes, word.read_time, lane) {
+        if piece.flags & MANY == 0 {
+            let warp = u32::from(piece.read_warp);
+            return match self.rivals(warp, piece.read_lanes, piece.read_time, lane) {
                 0 => None,
-                lanes => Some(self.conflict(warp, lanes, word.read_pc, Touch::Read, lane, offset)),
+                lanes => Some(self.conflict(warp, lanes, piece.read_pc, Touch::Read, lane, offset)),
             };
         }
-        let set = side.set(word);
+        let set = side.set(piece);
         self.among(&set.entries[..self.clock.len()], set.readers, Touch::Read, lane, offset)
     }
 
     fn against_atomics(
         &self,
-        word: &mut Word,
+        piece: &mut Piece,
         side: &mut SideTables,
         lane: u32,
         offset: u32,
     ) -> Option<Conflict> {
-        let set = side.set(word);
+        let set = side.set(piece);
         if set.last_atomic <= self.floor {
-            word.flags &= !ATOMS;
+            piece.flags &= !ATOMS;
             return None;
         }
         self.among(&set.entries[self.clock.len()..], set.atomics, Touch::Atomic, lane, offset)
@@ -357,34 +417,14 @@ impl Past<'_> {
 
     /// The first conflict with entries of the warps of a mask; one of another warp if there is one.
     fn among(&self, entries: &[Entry], warps: u32, touch: Touch, lane: u32, offset: u32) -> Option<Conflict> {
-        let mut found: Option<Conflict> = None;
+        let mut found = None;
         for warp in (0..entries.len() as u32).filter(|warp| warps >> warp & 1 == 1) {
             let entry = entries[warp as usize];
             let lanes = self.rivals(warp, entry.lanes, entry.time, lane);
-            if lanes != 0 && found.is_none_or(|f| f.intra_warp) {
-                found = Some(self.conflict(warp, lanes, entry.pc, touch, lane, offset));
+            if lanes != 0 {
+                found = worse(found, Some(self.conflict(warp, lanes, entry.pc, touch, lane, offset)));
             }
         }
-        found
-    }
-
-    /// The access of a lane to one byte.
-    pub(super) fn byte(
-        &self,
-        word: &mut Word,
-        side: &mut SideTables,
-        lane: u32,
-        offset: u32,
-    ) -> Option<Conflict> {
-        if word.flags & SPLIT == 0 {
-            side.split(word);
-        }
-        word.read_time = self.now;
-        let at = word.side as usize - 1;
-        let k = (offset & 3) as usize;
-        let mut byte = side.bytes[at].0[k];
-        let found = self.contested(&mut byte, side, lane, offset, 1);
-        side.bytes[at].0[k] = byte;
         found
     }
 }

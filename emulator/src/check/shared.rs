@@ -1,12 +1,13 @@
-//! Races in shared memory: vector clocks of warps, last accesses of words (specification section 8.4).
+//! Races in shared memory: vector clocks of warps, last accesses of pieces of memory (specification section 8.4).
 //!
 //! Time is one counter of access instructions, which goes on from block to block. For every pair of warps `clock[w][v]` is the
 //! time up to which whatever warp `v` did is ordered before what warp `w` does next; barriers raise it. With v = w it is the time
-//! up to which the lanes of a warp are ordered among themselves. A word keeps its last plain write and its last plain readers with
-//! their times; atomics, several readers and separate bytes go to side tables. Words whose last access lies before everything that
-//! a warp may still conflict with, which is nearly always so, cost one comparison, and a new block needs no clearing.
+//! up to which the lanes of a warp are ordered among themselves. A piece of 16 bytes keeps its last plain write and its last plain
+//! readers with their times; atomics, several readers and the histories of separate words and bytes go to side tables. Pieces whose
+//! last access lies before everything that a warp may still conflict with, which is nearly always so, cost one comparison, and a
+//! new block needs no clearing.
 
-use super::history::{Past, SideTables, Word};
+use super::history::{PIECE, Past, Piece, SideTables, worse};
 
 /// How an instruction touches memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +79,7 @@ pub struct SharedRace {
     published: Vec<Option<Vec<u32>>>,
     /// Clocks between the lanes of a warp, for warps that have synchronised a part of their lanes.
     lanes: Vec<Option<Box<LaneClocks>>>,
-    words: Vec<Word>,
+    pieces: Vec<Piece>,
     side: SideTables,
 }
 
@@ -94,11 +95,11 @@ impl SharedRace {
         let warps = warps as usize;
         if self.now > LATE || self.warps != warps {
             self.now = 0;
-            self.words.clear();
+            self.pieces.clear();
             self.side = SideTables::new(warps);
         }
         self.warps = warps;
-        self.words.resize(bytes.div_ceil(4) as usize, Word::default());
+        self.pieces.resize(bytes.div_ceil(PIECE) as usize, Piece::default());
         self.clock.clear();
         self.clock.resize(warps * warps, self.now);
         self.floor.clear();
@@ -117,7 +118,7 @@ impl SharedRace {
         if self.now == u32::MAX {
             // Nobody gets here: it takes four thousand million accesses in one block. Everything counts as ordered then.
             self.now = 0;
-            self.words.fill(Word::default());
+            self.pieces.fill(Piece::default());
             self.clock.fill(0);
             self.floor.fill(0);
             self.lanes.fill(None);
@@ -130,33 +131,21 @@ impl SharedRace {
             clock: &self.clock[warp * self.warps..][..self.warps],
             lanes: self.lanes[warp].as_deref(),
         };
-        let mut found: Option<Conflict> = None;
-        let mut note = |conflict: Conflict| {
-            if found.is_none_or(|f| f.intra_warp && !conflict.intra_warp) {
-                found = Some(conflict);
-            }
-        };
-        let words = access.size / 4;
+        let mut found = None;
         let mut rest = access.mask;
         while rest != 0 {
             let lane = rest.trailing_zeros();
             rest &= rest - 1;
-            let offset = access.offsets[lane as usize];
-            if (offset | access.size).is_multiple_of(4) {
-                let first = (offset / 4) as usize;
-                let Some(range) = self.words.get_mut(first..first + words as usize) else { continue };
-                for (k, word) in range.iter_mut().enumerate() {
-                    if let Some(conflict) = past.word(word, &mut self.side, lane, offset + 4 * k as u32) {
-                        note(conflict);
-                    }
+            let mut from = access.offsets[lane as usize];
+            let end = from.saturating_add(access.size);
+            while from < end {
+                let Some(piece) = self.pieces.get_mut((from / PIECE) as usize) else { break };
+                let to = end.min((from | (PIECE - 1)) + 1);
+                let conflict = past.touch(piece, &mut self.side, lane, (from, to), PIECE);
+                if conflict.is_some() {
+                    found = worse(found, conflict);
                 }
-            } else {
-                for byte in offset..offset.saturating_add(access.size) {
-                    let Some(word) = self.words.get_mut((byte / 4) as usize) else { break };
-                    if let Some(conflict) = past.byte(word, &mut self.side, lane, byte) {
-                        note(conflict);
-                    }
-                }
+                from = to;
             }
         }
         found
