@@ -1,7 +1,9 @@
 //! The kernels of `foveate` against its reference, through the launchers that users call.
 //!
-//!     cargo test -p foveate-device-tests --features emulated   # on the emulated driver: no GPU needed
-//!     cargo test -p foveate-device-tests --features cuda --target-dir target/gpu   # on a GPU
+//! ```text
+//! cargo test -p foveate-device-tests --features emulated   # on the emulated driver: no GPU needed
+//! cargo test -p foveate-device-tests --features cuda --target-dir target/gpu   # on a GPU
+//! ```
 //!
 //! Both need nvcc (`cargo xtask toolchain`); without either feature nothing here is built, and `cargo test --workspace`
 //! needs none. A package of its own, because a dev-dependency of `foveate` on the emulator would put the emulated
