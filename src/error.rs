@@ -78,6 +78,24 @@ pub enum Error {
         /// What it answered.
         what: String,
     },
+    /// A library that comes beside the CUDA driver is not on this machine.
+    #[cfg(feature = "cuda")]
+    #[error("there is no {library}: {what}")]
+    NoLibrary {
+        /// The library.
+        library: &'static str,
+        /// Which files were looked for, or what they lack, and what to do.
+        what: String,
+    },
+    /// cuBLASLt refused a call.
+    #[cfg(feature = "cuda")]
+    #[error("cuBLASLt: {call}: {what}")]
+    Blas {
+        /// The function.
+        call: &'static str,
+        /// What was asked of it, and what it answered.
+        what: String,
+    },
     /// The embedded kernels cannot run on a device.
     #[cfg(feature = "cuda")]
     #[error("{device}: {what}")]

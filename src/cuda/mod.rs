@@ -3,11 +3,12 @@
 //! Each operation has a safe function over cudarc's views and an `unsafe` one over device pointers, for engines with
 //! memory of their own. Neither allocates, synchronises or reads back, so both can be captured in a CUDA graph (switch
 //! cudarc's event tracking off before capturing, as cudarc asks). Arguments are checked before anything is launched.
-//! Results are the same bits in every run and for every batch.
+//! Results are the same bits in every run and, but for [`linear`]'s, for every batch.
 //!
 //! | operation | kernels | reference |
 //! | --- | --- | --- |
 //! | [`norm`] | kernels/norm.cu | [`Backend::layer_norm`], with the residual addition before it |
+//! | [`linear`] | cuBLASLt | [`Backend::linear`] |
 //! | [`merge`] | kernels/merge.cu | [`Backend::merge`], [`Backend::unmerge`] |
 //! | [`plan`] | kernels/plan.cu | [`TokenPlan::then`] |
 //! | [`select`] | kernels/select.cu | [`Backend::select`] |
@@ -31,22 +32,26 @@
 //! ```
 //!
 //! [`Backend::layer_norm`]: crate::backend::Backend::layer_norm
+//! [`Backend::linear`]: crate::backend::Backend::linear
 //! [`Backend::merge`]: crate::backend::Backend::merge
 //! [`Backend::unmerge`]: crate::backend::Backend::unmerge
 //! [`Backend::select`]: crate::backend::Backend::select
 //! [`TokenPlan::then`]: crate::TokenPlan::then
 
+mod blas;
 mod borrow;
 mod device;
 mod element;
 mod image;
 mod launch;
+pub mod linear;
 pub mod merge;
 pub mod norm;
 pub mod plan;
 pub mod select;
 mod strided;
 
+pub use blas::Blas;
 pub use device::Device;
 pub use element::{DType, Element};
 pub use plan::{DevicePlan, PlanPointers};

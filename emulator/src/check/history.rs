@@ -174,7 +174,7 @@ impl Past<'_> {
         let mut found = None;
         while from < to {
             let next = to.min((from | (bytes - 1)) + 1);
-            let k = (from / bytes & 3) as usize;
+            let k = ((from / bytes) & 3) as usize;
             let quarter = &mut side.quarters[at].0[k];
             if !(next - from == bytes && self.quick(quarter, lane)) {
                 let mut quarter = *quarter;
