@@ -7,6 +7,7 @@ use super::{
     DType, Device, DevicePlan, DevicePointer, Element, PlanPointers, Strided,
     borrow::Borrow,
     launch::{Shape, int, launch, rows},
+    nvtx,
     strided::{check_pointer, is_wide},
 };
 use crate::{
@@ -175,6 +176,7 @@ pub unsafe fn merge_raw(
     arguments: &MergePointers,
 ) -> Result<()> {
     let MergePointers { x, sizes, plan, pooling, tokens_out, sizes_out, norm } = arguments;
+    let _range = nvtx::range(MERGE);
     device.check_stream(MERGE, stream)?;
     plan.check(MERGE, "plan")?;
     x.check(MERGE, "x", dtype)?;
@@ -269,6 +271,7 @@ pub unsafe fn unmerge_raw(
     plan: &PlanPointers,
     out: &Strided<DevicePointer>,
 ) -> Result<()> {
+    let _range = nvtx::range(UNMERGE);
     device.check_stream(UNMERGE, stream)?;
     plan.check(UNMERGE, "plan")?;
     x.check(UNMERGE, "x", dtype)?;

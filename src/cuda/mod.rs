@@ -47,6 +47,7 @@ mod launch;
 pub mod linear;
 pub mod merge;
 pub mod norm;
+mod nvtx;
 pub mod plan;
 pub mod select;
 mod strided;

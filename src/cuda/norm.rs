@@ -7,6 +7,7 @@ use super::{
     DType, Device, DevicePointer, Element, Strided,
     borrow::Borrow,
     launch::{Shape, int, launch, rows},
+    nvtx,
     strided::{check_pointer, is_wide},
 };
 #[cfg(doc)]
@@ -121,6 +122,7 @@ pub unsafe fn layer_norm_raw(
     arguments: &LayerNorm,
 ) -> Result<()> {
     let LayerNorm { x, residual, sum, norm, out } = arguments;
+    let _range = nvtx::range(OP);
     device.check_stream(OP, stream)?;
     x.check(OP, "x", dtype)?;
     out.check_output(OP, "out", dtype)?;

@@ -9,6 +9,7 @@ use super::{
     Device, DevicePointer,
     device::driver,
     launch::{Shape, int, launch},
+    nvtx,
     strided::check_pointer,
 };
 use crate::{Error, Result, TokenPlan};
@@ -252,6 +253,7 @@ pub unsafe fn compose_raw(
     next: &PlanPointers,
     out: &PlanPointers,
 ) -> Result<()> {
+    let _range = nvtx::range(OP);
     device.check_stream(OP, stream)?;
     first.check(OP, "first")?;
     next.check(OP, "next")?;

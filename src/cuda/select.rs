@@ -8,7 +8,7 @@ use super::{
     borrow::Borrow,
     image::{Kernel, Kernels},
     launch::{Shape, int, launch},
-    plan,
+    nvtx, plan,
 };
 use crate::{Error, Result};
 
@@ -120,6 +120,7 @@ pub unsafe fn select_raw(
     selection: Selection,
     plan: &PlanPointers,
 ) -> Result<()> {
+    let _range = nvtx::range(OP);
     device.check_stream(OP, stream)?;
     class_scores.check(OP, "class scores", dtype)?;
     plan.check(OP, "plan")?;

@@ -9,26 +9,29 @@ use std::{
     process::{Command, ExitCode, ExitStatus},
 };
 
-use toolchain::Missing;
+use toolchain::{Missing, Nvcc};
 
 const HELP: &str = "\
 cargo xtask <task>
 
-  test       all tests: unit, documentation, golden files, command line, the emulated CUDA driver, and the library
-             without its default features; fetches an nvcc when there is none
+  test       all tests: unit, documentation, golden files, command line, the emulated CUDA driver, the library without
+             its default features, and the counters; fetches an nvcc when there is none
   lint       rustfmt, clippy and rustdoc, warnings as errors
   ci         lint, then test
   resources  registers, shared memory, spills and occupancy of every CUDA kernel on three architectures, as a table and
              in the target folder as resources.json; fails on spills and local memory
+  counters   what the CUDA kernels do on the emulated driver (instructions, memory sectors, bank conflicts) against
+             benches/counters.json; fails when a cost rose by more than 2 %. --write puts the new counts into the file:
+             the commit message then says why
   toolchain  an nvcc: NVCC, CUDA_HOME or CUDA_PATH, PATH, else fetched into the target folder; prints NVCC=... and
              CUDA_HOME=... for scripts: export $(cargo xtask toolchain)
 ";
 
 /// One command line and what it is for.
-struct Step {
-    what: &'static str,
-    args: &'static [&'static str],
-    env: &'static [(&'static str, &'static str)],
+struct Step<'a> {
+    what: &'a str,
+    args: &'a [&'a str],
+    env: &'a [(&'a str, &'a str)],
 }
 
 const LINT: &[Step] = &[
@@ -45,7 +48,7 @@ const LINT: &[Step] = &[
     },
     // Neither needs the kernels themselves: no nvcc.
     Step {
-        what: "clippy of the CUDA launchers and their tests",
+        what: "clippy of the CUDA launchers, their tests and benches",
         args: &[
             "clippy",
             "--package",
@@ -53,9 +56,12 @@ const LINT: &[Step] = &[
             "--package",
             "foveate",
             "--lib",
+            "--bins",
             "--tests",
+            "--benches",
+            "--examples",
             "--features",
-            "foveate/cuda,foveate-device-tests/emulated",
+            "foveate/nvtx,foveate-device-tests/emulated",
             "--",
             "-D",
             "warnings",
@@ -64,7 +70,7 @@ const LINT: &[Step] = &[
     },
     Step {
         what: "rustdoc of the CUDA launchers",
-        args: &["doc", "--package", "foveate", "--no-deps", "--features", "cuda"],
+        args: &["doc", "--package", "foveate", "--no-deps", "--features", "nvtx"],
         env: &[("RUSTDOCFLAGS", "-D warnings"), ("FOVEATE_NO_KERNELS", "1")],
     },
     Step {
@@ -96,8 +102,18 @@ const TEST_KERNELS: &[Step] = &[
         env: &[("FOVEATE_CUDA_ARCHS", "80")],
     },
     Step {
-        what: "unit tests of the CUDA launchers",
-        args: &["test", "--package", "foveate", "--lib", "--no-default-features", "--features", "cuda"],
+        what: "unit tests of the CUDA launchers, and launch_one without a driver",
+        args: &[
+            "test",
+            "--package",
+            "foveate",
+            "--lib",
+            "--example",
+            "launch_one",
+            "--no-default-features",
+            "--features",
+            "nvtx",
+        ],
         env: &[("FOVEATE_CUDA_ARCHS", "80")],
     },
 ];
@@ -125,8 +141,8 @@ fn run(steps: &[Step], variables: &[(&str, OsString)]) -> bool {
 
 fn test() -> bool {
     // Without nvcc the tests use the PTX that is stored beside its sources, and say so.
-    let variable = match toolchain::nvcc() {
-        Ok(nvcc) => ("NVCC", nvcc.path.into_os_string()),
+    let nvcc = match toolchain::nvcc() {
+        Ok(nvcc) => nvcc,
         Err(Missing::NotFetched(reason)) => {
             eprintln!(
                 "xtask: {reason}\nxtask: SKIPPED: tests that compile CUDA, and all tests of the kernels"
@@ -139,8 +155,33 @@ fn test() -> bool {
             return false;
         }
     };
-    let variables = [variable];
-    run(TEST, &variables) & run(TEST_KERNELS, &variables)
+    let variables = [("NVCC", nvcc.path.clone().into_os_string())];
+    run(TEST, &variables) & run(TEST_KERNELS, &variables) & count(&nvcc, false)
+}
+
+/// Counts on the emulated device; without nvcc there is nothing to count.
+fn counters(write: bool) -> bool {
+    match toolchain::nvcc() {
+        Ok(nvcc) => count(&nvcc, write),
+        Err(Missing::NotFetched(reason)) => {
+            eprintln!("xtask: {reason}\nxtask: SKIPPED: counting what the kernels do takes an nvcc");
+            !write
+        }
+        Err(Missing::Unusable(reason)) => {
+            eprintln!("xtask: {reason}");
+            false
+        }
+    }
+}
+
+fn count(nvcc: &Nvcc, write: bool) -> bool {
+    let version = nvcc.version.to_string();
+    let mut args = vec!["run", "--quiet", "--package", "foveate-device-tests", "--features", "emulated"];
+    args.extend(["--bin", "counters", "--", "--nvcc", &version]);
+    args.extend(write.then_some("--write"));
+    let step =
+        Step { what: "counters of the CUDA kernels", args: &args, env: &[("FOVEATE_CUDA_ARCHS", "80")] };
+    run(&[step], &[("NVCC", nvcc.path.clone().into_os_string())])
 }
 
 fn print_toolchain() -> bool {
@@ -162,6 +203,14 @@ fn main() -> ExitCode {
         "test" => test(),
         "lint" => run(LINT, &[]),
         "ci" => run(LINT, &[]) & test(),
+        "counters" => match env::args().skip(2).collect::<Vec<_>>().as_slice() {
+            [] => counters(false),
+            [write] if write == "--write" => counters(true),
+            other => {
+                eprintln!("xtask: counters takes --write or nothing, not {}", other.join(" "));
+                return ExitCode::from(2);
+            }
+        },
         "resources" => resources::report().unwrap_or_else(|error| {
             eprintln!("xtask: {error}");
             false

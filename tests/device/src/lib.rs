@@ -24,6 +24,9 @@ use foveate::{
 use half::{bf16, f16};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
+#[path = "../../../benches/launches/mod.rs"]
+pub mod launches;
+
 /// The tests of a process share the device, and each wants to know that it caused no finding.
 static TURN: Mutex<()> = Mutex::new(());
 static DEVICE: OnceLock<Option<Device>> = OnceLock::new();
@@ -190,7 +193,11 @@ pub mod emulator {
         unsafe { sys::culib().get::<unsafe extern "C" fn()>(b"emu_clear_errors\0").unwrap()() };
     }
 
-    pub(super) fn set(key: &CStr, value: &CStr) {
+    /// Sets one of the emulator's settings (`EMU_CHECKS`, ...).
+    ///
+    /// # Panics
+    /// When the loaded driver is another one, or the value is not one for the key.
+    pub fn set(key: &CStr, value: &CStr) {
         // SAFETY: as in `findings`; the texts outlive the call.
         unsafe {
             let set = sys::culib()

@@ -1,0 +1,80 @@
+//! Merging with its LayerNorm, and its inverse.
+
+use foveate::{
+    Result,
+    backend::{Norm, Pooling},
+    cuda::{
+        DevicePlan, Element, Strided,
+        merge::{Merge, Merged, merge, unmerge},
+    },
+};
+
+use super::{ALL_TYPES, Launch, Operation, Place, Shape, Value, Work, by_type, plan::pairs};
+
+pub(super) const OPERATIONS: &[Operation] = &[
+    Operation {
+        name: "merge",
+        types: ALL_TYPES,
+        prepare: |place, dtype, shape| by_type!(dtype, merging(place, shape)),
+    },
+    Operation {
+        name: "unmerge",
+        types: ALL_TYPES,
+        prepare: |place, dtype, shape| by_type!(dtype, undoing(place, shape)),
+    },
+];
+
+fn merging<T: Value>(place: &Place, shape: Shape) -> Result<Launch> {
+    let Place { device, stream } = place.clone();
+    let Shape { batch, tokens, width, .. } = shape;
+    let plan = DevicePlan::upload(&stream, &pairs(batch, tokens)?)?;
+    let out = plan.tokens_out();
+    let (x, weight, bias) = (
+        place.values::<T>(batch * tokens * width, 1)?,
+        place.values::<T>(width, 2)?,
+        place.values::<T>(width, 3)?,
+    );
+    let sizes = place.upload(&vec![1.0_f32; batch * tokens])?;
+    let (mut merged, mut normed) =
+        (place.zeros::<T>(batch * out * width)?, place.zeros::<T>(batch * out * width)?);
+    let mut sizes_out = place.zeros::<f32>(batch * out)?;
+    let plan_bytes = 4 * batch * (2 * tokens + out + 1);
+    let work = Work {
+        bytes: batch * (tokens + 2 * out) * width * <T as Element>::DTYPE.bytes()
+            + 4 * batch * (tokens + out)
+            + plan_bytes,
+        flops: 0,
+    };
+    Ok(Launch::new(work, move || {
+        let arguments = Merge {
+            x: Strided::new(x.as_view(), [batch, tokens, width]),
+            sizes: Some(sizes.as_view()),
+            plan: &plan,
+            pooling: Pooling::Weighted,
+            norm: Some(Norm { weight: weight.as_view(), bias: Some(bias.as_view()), eps: 1e-6 }),
+        };
+        let mut written = Merged {
+            tokens: Strided::new(merged.as_view_mut(), [batch, out, width]),
+            sizes: sizes_out.as_view_mut(),
+            normed: Some(Strided::new(normed.as_view_mut(), [batch, out, width])),
+        };
+        merge(&device, &stream, &arguments, &mut written)
+    }))
+}
+
+fn undoing<T: Value>(place: &Place, shape: Shape) -> Result<Launch> {
+    let Place { device, stream } = place.clone();
+    let Shape { batch, tokens, width, .. } = shape;
+    let plan = DevicePlan::upload(&stream, &pairs(batch, tokens)?)?;
+    let merged = plan.tokens_out();
+    let x = place.values::<T>(batch * merged * width, 1)?;
+    let mut out = place.zeros::<T>(batch * tokens * width)?;
+    let work = Work {
+        bytes: batch * (tokens + merged) * width * <T as Element>::DTYPE.bytes() + 4 * batch * tokens,
+        flops: 0,
+    };
+    Ok(Launch::new(work, move || {
+        let x = Strided::new(x.as_view(), [batch, merged, width]);
+        unmerge(&device, &stream, &x, &plan, &mut Strided::new(out.as_view_mut(), [batch, tokens, width]))
+    }))
+}

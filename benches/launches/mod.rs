@@ -1,0 +1,262 @@
+//! The launches that are counted, timed and profiled, defined once: `cargo xtask counters`, the benches and
+//! `examples/launch_one.rs` take them from here.
+//!
+//! A shape is one line of [`SHAPES`]. An operation is one file beside this one and one line of [`OPERATIONS`]; it goes
+//! through the launcher that users call, on tensors of its own.
+
+mod merge;
+mod norm;
+mod plan;
+mod select;
+pub mod timing;
+
+use std::{fmt, sync::Arc};
+
+use cudarc::driver::{CudaSlice, CudaStream, DeviceRepr, DriverError, ValidAsZeroBits};
+use foveate::{
+    Error, Result,
+    cuda::{DType, Device, Element},
+};
+use half::{bf16, f16};
+
+/// What an operation is launched on: images, tokens of each, values of a token, attention heads. An operation leaves out what
+/// it has no use for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Images.
+    pub batch: usize,
+    /// Tokens of each image.
+    pub tokens: usize,
+    /// Values of a token, all heads together.
+    pub width: usize,
+    /// Attention heads.
+    pub heads: usize,
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "b{}n{}c{}h{}", self.batch, self.tokens, self.width, self.heads)
+    }
+}
+
+const fn shape(tokens: usize, width: usize, heads: usize) -> Shape {
+    Shape { batch: 1, tokens, width, heads }
+}
+
+/// Token counts of patches of 32, 16 (half of them pruned, all) and 14 pixels at 224, of 14 at 336 and at 518, as wide as
+/// ViT-S; then ViT-B and CLIP's ViT-L.
+pub const SHAPES: &[Shape] = &[
+    shape(50, 384, 6),
+    shape(99, 384, 6),
+    shape(197, 384, 6),
+    shape(257, 384, 6),
+    shape(577, 384, 6),
+    shape(1370, 384, 6),
+    shape(197, 768, 12),
+    shape(577, 1024, 16),
+];
+
+/// All operations, by the bench that times them.
+pub const OPERATIONS: &[(&str, &[Operation])] = &[
+    ("merge", merge::OPERATIONS),
+    ("norm", norm::OPERATIONS),
+    ("plan", plan::OPERATIONS),
+    ("select", select::OPERATIONS),
+];
+
+/// Images of a counted launch: more than one, so that strides between images count.
+const COUNTED_BATCH: usize = 2;
+/// Images of a timed launch: enough to fill the largest card.
+const TIMED_BATCH: usize = 64;
+
+const ALL_TYPES: &[DType] = &[DType::F16, DType::Bf16, DType::F32];
+
+/// Something that launches.
+#[derive(Clone, Copy)]
+pub struct Operation {
+    /// Its name in counters.json, in the benches and for `launch_one`.
+    pub name: &'static str,
+    /// The types of its tensors.
+    pub types: &'static [DType],
+    prepare: fn(&Place, DType, Shape) -> Result<Launch>,
+}
+
+/// An operation, a type and a shape.
+#[derive(Clone, Copy)]
+pub struct Case {
+    /// What is launched.
+    pub operation: &'static Operation,
+    /// The type of its tensors.
+    pub dtype: DType,
+    /// Their shape.
+    pub shape: Shape,
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.operation.name, self.shape, self.dtype)
+    }
+}
+
+impl Case {
+    /// Allocates and fills the tensors; nothing of the operation itself is launched yet.
+    ///
+    /// # Errors
+    /// When the shape is not one for the operation, or memory runs out.
+    pub fn prepare(&self, place: &Place) -> Result<Launch> {
+        (self.operation.prepare)(place, self.dtype, self.shape)
+    }
+}
+
+/// The operation of a name.
+pub fn operation(name: &str) -> Option<&'static Operation> {
+    OPERATIONS.iter().flat_map(|(_, operations)| *operations).find(|operation| operation.name == name)
+}
+
+/// What is counted: f16 on all shapes, the other types on a short and a long one.
+pub fn counted() -> Vec<Case> {
+    let short_or_long = |shape: &Shape| shape.width == 384 && [197, 577].contains(&shape.tokens);
+    let all = OPERATIONS.iter().flat_map(|(_, operations)| cases(operations, COUNTED_BATCH));
+    all.filter(|case| case.dtype == case.operation.types[0] || short_or_long(&case.shape)).collect()
+}
+
+/// What the bench of a name times: all types on all shapes.
+pub fn timed(bench: &str) -> Vec<Case> {
+    let of_bench = OPERATIONS.iter().filter(|(name, _)| *name == bench);
+    of_bench.flat_map(|(_, operations)| cases(operations, TIMED_BATCH)).collect()
+}
+
+fn cases(operations: &'static [Operation], batch: usize) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for operation in operations {
+        for &dtype in operation.types {
+            cases.extend(SHAPES.iter().map(|&shape| Case {
+                operation,
+                dtype,
+                shape: Shape { batch, ..shape },
+            }));
+        }
+    }
+    cases
+}
+
+/// What a launch must do whatever its kernel does: the bytes of its tensors, each once, and its arithmetic.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Work {
+    /// Bytes that must be read and written.
+    pub bytes: usize,
+    /// Multiplications and additions of the matrix products; 0 where memory is what counts.
+    pub flops: usize,
+}
+
+/// A call of a launcher with its tensors, to be made again and again.
+pub struct Launch {
+    /// What it must do.
+    pub work: Work,
+    run: Box<dyn FnMut() -> Result<()>>,
+}
+
+impl Launch {
+    fn new(work: Work, run: impl FnMut() -> Result<()> + 'static) -> Self {
+        Self { work, run: Box::new(run) }
+    }
+
+    /// Launches.
+    ///
+    /// # Errors
+    /// The launcher's.
+    pub fn run(&mut self) -> Result<()> {
+        (self.run)()
+    }
+}
+
+/// Where launches go.
+#[derive(Clone)]
+pub struct Place {
+    /// The device with its kernels.
+    pub device: Device,
+    /// A stream of it.
+    pub stream: Arc<CudaStream>,
+}
+
+impl Place {
+    /// The device, and a new stream of it. Launches of a place can be captured: cudarc's event tracking is off, and all of
+    /// them, and their tensors, use this one stream.
+    ///
+    /// # Errors
+    /// When the driver refuses a stream.
+    pub fn new(device: Device) -> Result<Self> {
+        // SAFETY: everything that is allocated from here on is used on the one stream made below.
+        unsafe { device.context().disable_event_tracking() };
+        let stream = device.context().new_stream().map_err(|error| failed("making a stream", error))?;
+        Ok(Self { device, stream })
+    }
+
+    /// `count` values in -1..1, the same for a seed in every run.
+    fn values<T: Value>(&self, count: usize, seed: usize) -> Result<CudaSlice<T>> {
+        self.upload(&(0..count).map(|i| T::of(noise(i, seed))).collect::<Vec<_>>())
+    }
+
+    fn upload<T: DeviceRepr>(&self, values: &[T]) -> Result<CudaSlice<T>> {
+        self.stream.clone_htod(values).map_err(|error| failed("copying to the device", error))
+    }
+
+    fn zeros<T: Value>(&self, count: usize) -> Result<CudaSlice<T>> {
+        self.stream.alloc_zeros(count).map_err(|error| failed("allocating", error))
+    }
+
+    /// Waits for the stream.
+    ///
+    /// # Errors
+    /// When a launch before it failed.
+    pub fn synchronize(&self) -> Result<()> {
+        self.stream.synchronize().map_err(|error| failed("waiting for the launches", error))
+    }
+}
+
+fn failed(action: &'static str, error: DriverError) -> Error {
+    Error::Driver { action, what: format!("{error:?}") }
+}
+
+/// A value in -1..1 from a hash (splitmix64), so that no counter depends on a crate's random numbers.
+fn noise(index: usize, seed: usize) -> f32 {
+    let mut z = ((seed as u64) << 40).wrapping_add(index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((z ^ (z >> 31)) >> 40) as f32 / (1 << 23) as f32 - 1.0
+}
+
+/// A storage type as the launches fill it.
+trait Value: Element + ValidAsZeroBits + Unpin + 'static {
+    fn of(x: f32) -> Self;
+}
+
+impl Value for f32 {
+    fn of(x: f32) -> Self {
+        x
+    }
+}
+
+impl Value for f16 {
+    fn of(x: f32) -> Self {
+        Self::from_f32(x)
+    }
+}
+
+impl Value for bf16 {
+    fn of(x: f32) -> Self {
+        Self::from_f32(x)
+    }
+}
+
+/// A type at run time becomes one at compile time: `by_type!(dtype, prepare(place, shape))`.
+macro_rules! by_type {
+    ($dtype:expr, $function:ident($($argument:expr),*)) => {
+        match $dtype {
+            foveate::cuda::DType::F32 => $function::<f32>($($argument),*),
+            foveate::cuda::DType::F16 => $function::<half::f16>($($argument),*),
+            foveate::cuda::DType::Bf16 => $function::<half::bf16>($($argument),*),
+        }
+    };
+}
+use by_type;

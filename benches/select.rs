@@ -1,0 +1,7 @@
+//! Top-k selection on a GPU.
+
+mod gpu;
+
+fn main() {
+    gpu::run("select");
+}
