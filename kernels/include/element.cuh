@@ -68,6 +68,13 @@ struct Bf16 {
     }
 };
 
+// One 16-byte store to global memory. As an assignment nvcc takes it apart where the values come out of several branches.
+__device__ __forceinline__ void store_wide(void* at, uint4 raw) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(at)), "r"(raw.x), "r"(raw.y),
+                 "r"(raw.z), "r"(raw.w)
+                 : "memory");
+}
+
 // What one lane moves in one access: 16 bytes, or one element where width, stride or pointer do not allow that.
 template <class E, bool kWide>
 struct Access;

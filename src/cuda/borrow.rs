@@ -45,6 +45,16 @@ impl<'a> Borrow<'a> {
         Ok((layout.at(pointer), guard))
     }
 
+    /// Memory that is read, of which the caller has checked the length.
+    pub(super) fn read_view<T>(
+        self,
+        name: &str,
+        x: &'a CudaView<'_, T>,
+    ) -> Result<Guarded<'a, DevicePointer>> {
+        self.device.check_context(self.op, name, x.stream().context())?;
+        Ok(x.device_ptr(self.stream))
+    }
+
     /// A row of `length` values that is read.
     pub(super) fn read_row<T>(
         self,

@@ -7,7 +7,7 @@ use cudarc::{
     nvrtc::Ptx,
 };
 
-use super::DType;
+use super::{DType, patch::PatchKernels};
 use crate::{Error, Result};
 
 include!(concat!(env!("OUT_DIR"), "/images.rs"));
@@ -104,7 +104,12 @@ pub(super) struct TypedKernels([Kernel; 3]);
 
 impl TypedKernels {
     fn load(module: &Module, prefix: &str) -> Result<Self> {
-        let [f32, f16, bf16] = DType::ALL.map(|dtype| module.kernel(format!("{prefix}_{dtype}")));
+        Self::load_variant(module, prefix, "")
+    }
+
+    /// The kernels `prefix_type` followed by `suffix`.
+    pub(super) fn load_variant(module: &Module, prefix: &str, suffix: &str) -> Result<Self> {
+        let [f32, f16, bf16] = DType::ALL.map(|dtype| module.kernel(format!("{prefix}_{dtype}{suffix}")));
         Ok(Self([f32?, f16?, bf16?]))
     }
 
@@ -146,6 +151,7 @@ pub(super) struct Kernels {
     pub(super) layer_norm: RowKernels,
     pub(super) merge: RowKernels,
     pub(super) unmerge: CopyKernels,
+    pub(super) patch: PatchKernels,
     pub(super) compose: Kernel,
     pub(super) select_rank: TypedKernels,
     pub(super) select_sort: TypedKernels,
@@ -173,6 +179,7 @@ impl Kernels {
             layer_norm: RowKernels::load(&norm, "fv_layer_norm")?,
             merge: RowKernels::load(&merge, "fv_merge")?,
             unmerge: CopyKernels::load(&merge, "fv_unmerge")?,
+            patch: PatchKernels::load(&module("patch")?)?,
             compose: plan.kernel("fv_plan_compose".to_owned())?,
             select_rank: TypedKernels::load(&select, "fv_select_rank")?,
             select_sort: TypedKernels::load(&select, "fv_select_sort")?,
@@ -182,7 +189,7 @@ impl Kernels {
 
 /// The image of one file of kernels/ on a device. The driver takes the machine code for the device out of it, else
 /// compiles its PTX.
-struct Module {
+pub(super) struct Module {
     device: String,
     file: &'static str,
     loaded: Arc<CudaModule>,

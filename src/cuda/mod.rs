@@ -10,6 +10,7 @@
 //! | [`norm`] | kernels/norm.cu | [`Backend::layer_norm`], with the residual addition before it |
 //! | [`linear`] | cuBLASLt | [`Backend::linear`] |
 //! | [`merge`] | kernels/merge.cu | [`Backend::merge`], [`Backend::unmerge`] |
+//! | [`patch`] | kernels/patch.cu | [`Backend::patches`], [`Backend::embed`] |
 //! | [`plan`] | kernels/plan.cu | [`TokenPlan::then`] |
 //! | [`select`] | kernels/select.cu | [`Backend::select`] |
 //!
@@ -35,6 +36,8 @@
 //! [`Backend::linear`]: crate::backend::Backend::linear
 //! [`Backend::merge`]: crate::backend::Backend::merge
 //! [`Backend::unmerge`]: crate::backend::Backend::unmerge
+//! [`Backend::patches`]: crate::backend::Backend::patches
+//! [`Backend::embed`]: crate::backend::Backend::embed
 //! [`Backend::select`]: crate::backend::Backend::select
 //! [`TokenPlan::then`]: crate::TokenPlan::then
 
@@ -48,6 +51,7 @@ pub mod linear;
 pub mod merge;
 pub mod norm;
 mod nvtx;
+pub mod patch;
 pub mod plan;
 pub mod select;
 mod strided;

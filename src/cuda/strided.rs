@@ -4,7 +4,7 @@ use super::{DType, DevicePointer};
 use crate::{Error, Result};
 
 /// Bytes of the kernels' widest access.
-const WIDE_BYTES: usize = 16;
+pub(super) const WIDE_BYTES: usize = 16;
 
 /// A tensor of three axes, the last one contiguous: `data` is a cudarc view, or a [`DevicePointer`] in the `unsafe` entry
 /// points.
@@ -114,19 +114,24 @@ impl Strided<DevicePointer> {
 
     /// Whether every row starts, and ends, at a multiple of 16 bytes.
     pub(super) fn wide(&self, dtype: DType) -> bool {
-        let step = |axis: usize| if self.shape[axis] > 1 { self.strides[axis] } else { 0 };
-        [step(0), step(1), self.shape[2]].iter().all(|n| (n * dtype.bytes()).is_multiple_of(WIDE_BYTES))
-            && is_wide(self.data)
+        self.aligned(dtype, WIDE_BYTES)
     }
 
     /// The largest access in bytes that divides every row: 16, 4 or 2.
     pub(super) fn access(&self, dtype: DType) -> usize {
+        [16, 4].into_iter().find(|&bytes| self.aligned(dtype, bytes)).unwrap_or(2)
+    }
+
+    /// Whether every row starts, and ends, at a multiple of `bytes`.
+    pub(super) fn aligned(&self, dtype: DType, bytes: usize) -> bool {
         let step = |axis: usize| if self.shape[axis] > 1 { self.strides[axis] } else { 0 };
-        let divides = |bytes: usize| {
-            [step(0), step(1), self.shape[2]].iter().all(|n| (n * dtype.bytes()).is_multiple_of(bytes))
-                && self.data.is_multiple_of(bytes as u64)
-        };
-        [16, 4].into_iter().find(|&bytes| divides(bytes)).unwrap_or(2)
+        [step(0), step(1), self.shape[2]].iter().all(|n| (n * dtype.bytes()).is_multiple_of(bytes))
+            && self.data.is_multiple_of(bytes as u64)
+    }
+
+    /// The address of image `first`; [`Strided::check`] has bounded it.
+    pub(super) fn image(&self, first: usize, dtype: DType) -> DevicePointer {
+        self.data + (first * self.strides[0] * dtype.bytes()) as u64
     }
 
     /// The strides as the kernels take them; [`Strided::check`] has bounded what is used of them.
