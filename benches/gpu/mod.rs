@@ -38,7 +38,10 @@ fn place() -> Result<Place, String> {
     let device = Device::new(0).map_err(|error| error.to_string())?;
     // SAFETY: a lookup; nothing is called.
     if unsafe { sys::culib().get::<unsafe extern "C" fn() -> i32>(b"emu_version\0") }.is_ok() {
-        return Err(format!("{} is the emulated driver", device.name()));
+        return Err(format!(
+            "the driver in front is {}; where there is a GPU too, --target-dir target/gpu keeps it away",
+            device.name()
+        ));
     }
     Place::new(device).map_err(|error| error.to_string())
 }
@@ -195,6 +198,11 @@ fn print_counted(bench: &str) {
                 return;
             }
         };
+    let cases = launches::timed(bench);
+    if !cases.iter().any(|case| case.operation.counted) {
+        println!("{bench}: and nothing was counted: its kernels are not this crate's");
+        return;
+    }
     println!(
         "{bench}: counted on the emulated driver (benches/counters.json); modelled is a bound, not a measurement"
     );
@@ -202,7 +210,7 @@ fn print_counted(bench: &str) {
         "{:<36} {:>12} {:>10} {:>11} {:>10} {:>12}",
         "launch", "warp insts", "sectors", "KB moved", "of needed", "modelled µs"
     );
-    let of_bench: Vec<&str> = launches::timed(bench).iter().map(|case| case.operation.name).collect();
+    let of_bench: Vec<&str> = cases.iter().map(|case| case.operation.name).collect();
     let entries = json["entries"].as_object().into_iter().flatten();
     for (name, entry) in
         entries.filter(|(name, _)| of_bench.iter().any(|op| name.split('/').next() == Some(op)))

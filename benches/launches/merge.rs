@@ -15,11 +15,13 @@ pub(super) const OPERATIONS: &[Operation] = &[
     Operation {
         name: "merge",
         types: ALL_TYPES,
+        counted: true,
         prepare: |place, dtype, shape| by_type!(dtype, merging(place, shape)),
     },
     Operation {
         name: "unmerge",
         types: ALL_TYPES,
+        counted: true,
         prepare: |place, dtype, shape| by_type!(dtype, undoing(place, shape)),
     },
 ];

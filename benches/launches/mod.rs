@@ -4,6 +4,7 @@
 //! A shape is one line of [`SHAPES`]. An operation is one file beside this one and one line of [`OPERATIONS`]; it goes
 //! through the launcher that users call, on tensors of its own.
 
+mod linear;
 mod merge;
 mod norm;
 mod plan;
@@ -58,6 +59,7 @@ pub const SHAPES: &[Shape] = &[
 
 /// All operations, by the bench that times them.
 pub const OPERATIONS: &[(&str, &[Operation])] = &[
+    ("linear", linear::OPERATIONS),
     ("merge", merge::OPERATIONS),
     ("norm", norm::OPERATIONS),
     ("plan", plan::OPERATIONS),
@@ -69,6 +71,9 @@ const COUNTED_BATCH: usize = 2;
 /// Images of a timed launch: enough to fill the largest card.
 const TIMED_BATCH: usize = 64;
 
+/// Values repeat after so many: a prime, so that rows do not.
+const PERIOD: usize = 65_521;
+
 const ALL_TYPES: &[DType] = &[DType::F16, DType::Bf16, DType::F32];
 
 /// Something that launches.
@@ -78,6 +83,8 @@ pub struct Operation {
     pub name: &'static str,
     /// The types of its tensors.
     pub types: &'static [DType],
+    /// Whether its kernels are this crate's, and so counted.
+    pub counted: bool,
     prepare: fn(&Place, DType, Shape) -> Result<Launch>,
 }
 
@@ -117,6 +124,7 @@ pub fn operation(name: &str) -> Option<&'static Operation> {
 pub fn counted() -> Vec<Case> {
     let short_or_long = |shape: &Shape| shape.width == 384 && [197, 577].contains(&shape.tokens);
     let all = OPERATIONS.iter().flat_map(|(_, operations)| cases(operations, COUNTED_BATCH));
+    let all = all.filter(|case| case.operation.counted);
     all.filter(|case| case.dtype == case.operation.types[0] || short_or_long(&case.shape)).collect()
 }
 
@@ -194,14 +202,15 @@ impl Place {
 
     /// `count` values in -1..1, the same for a seed in every run.
     fn values<T: Value>(&self, count: usize, seed: usize) -> Result<CudaSlice<T>> {
-        self.upload(&(0..count).map(|i| T::of(noise(i, seed))).collect::<Vec<_>>())
+        let table: Vec<T> = (0..count.min(PERIOD)).map(|i| T::of(noise(i, seed))).collect();
+        self.upload(&table.iter().copied().cycle().take(count).collect::<Vec<_>>())
     }
 
     fn upload<T: DeviceRepr>(&self, values: &[T]) -> Result<CudaSlice<T>> {
         self.stream.clone_htod(values).map_err(|error| failed("copying to the device", error))
     }
 
-    fn zeros<T: Value>(&self, count: usize) -> Result<CudaSlice<T>> {
+    fn zeros<T: DeviceRepr + ValidAsZeroBits>(&self, count: usize) -> Result<CudaSlice<T>> {
         self.stream.alloc_zeros(count).map_err(|error| failed("allocating", error))
     }
 

@@ -15,11 +15,13 @@ pub(super) const OPERATIONS: &[Operation] = &[
     Operation {
         name: "add_layer_norm",
         types: ALL_TYPES,
+        counted: true,
         prepare: |place, dtype, shape| by_type!(dtype, with_residual(place, shape)),
     },
     Operation {
         name: "layer_norm",
         types: ALL_TYPES,
+        counted: true,
         prepare: |place, dtype, shape| by_type!(dtype, alone(place, shape)),
     },
 ];

@@ -11,6 +11,7 @@ pub(super) const OPERATIONS: &[Operation] = &[Operation {
     name: "compose",
     // A plan has no storage type of its own: its weights are f32.
     types: &[DType::F32],
+    counted: true,
     prepare: |place, _, shape| prepare(place, shape),
 }];
 

@@ -13,6 +13,7 @@ use super::{ALL_TYPES, Launch, Operation, Place, Shape, Value, Work, by_type, pl
 pub(super) const OPERATIONS: &[Operation] = &[Operation {
     name: "select",
     types: ALL_TYPES,
+    counted: true,
     prepare: |place, dtype, shape| by_type!(dtype, prepare(place, shape)),
 }];
 

@@ -8,6 +8,7 @@ use super::{
     Blas, DType, DevicePointer, Element, Strided,
     blas::{Operands, Problem, WORKSPACE_ALIGNMENT, alignment},
     borrow::Borrow,
+    nvtx,
     strided::check_pointer,
 };
 use crate::{Error, Result, backend::Linear};
@@ -143,6 +144,7 @@ pub unsafe fn linear_raw(
     arguments: &AffinePointers,
 ) -> Result<()> {
     let AffinePointers { x, weight, bias, fused, out, workspace, workspace_bytes } = arguments;
+    let _range = nvtx::range(OP);
     blas.device().check_stream(OP, stream)?;
     x.check(OP, "x", dtype)?;
     out.check_output(OP, "out", dtype)?;

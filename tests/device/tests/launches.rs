@@ -50,7 +50,13 @@ fn a_timer_launches_as_often_as_it_says() {
         emulator::reset_counters();
         let seconds = timer.seconds(1).unwrap();
         let launches: Vec<Json> = serde_json::from_str(&emulator::counters()).unwrap();
-        assert_eq!(launches.len() % 32, 0, "{case}: whole graphs of 32 turns");
+        if case.operation.counted {
+            assert!(
+                !launches.is_empty() && launches.len() % 32 == 0,
+                "{case}: {} in one graph",
+                launches.len()
+            );
+        }
         // The emulator's clock runs by its model; at least the overhead of 2 µs is in every launch.
         assert!(seconds >= 2e-6, "{case}: {seconds}");
         let many = timer.seconds(320).unwrap() / 320.0;
