@@ -52,7 +52,7 @@ fn a_timer_launches_as_often_as_it_says() {
         let launches: Vec<Json> = serde_json::from_str(&emulator::counters()).unwrap();
         if case.operation.counted {
             assert!(
-                !launches.is_empty() && launches.len() % 32 == 0,
+                !launches.is_empty() && launches.len().is_multiple_of(32),
                 "{case}: {} in one graph",
                 launches.len()
             );
