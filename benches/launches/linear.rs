@@ -11,13 +11,11 @@ use foveate::{
 
 use super::{ALL_TYPES, Launch, Operation, Place, Shape, Value, Work, by_type};
 
-pub(super) const OPERATIONS: &[Operation] = &[Operation {
-    name: "linear",
-    types: ALL_TYPES,
+pub(super) const OPERATIONS: &[Operation] = &[
     // The kernels are cuBLASLt's.
-    counted: false,
-    prepare: |place, dtype, shape| by_type!(dtype, prepare(place, shape)),
-}];
+    Operation::new("linear", ALL_TYPES, |place, dtype, shape| by_type!(dtype, prepare(place, shape)))
+        .not_counted(),
+];
 
 fn prepare<T: Value>(place: &Place, shape: Shape) -> Result<Launch> {
     let Place { device, stream } = place.clone();

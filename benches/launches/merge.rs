@@ -12,18 +12,8 @@ use foveate::{
 use super::{ALL_TYPES, Launch, Operation, Place, Shape, Value, Work, by_type, plan::pairs};
 
 pub(super) const OPERATIONS: &[Operation] = &[
-    Operation {
-        name: "merge",
-        types: ALL_TYPES,
-        counted: true,
-        prepare: |place, dtype, shape| by_type!(dtype, merging(place, shape)),
-    },
-    Operation {
-        name: "unmerge",
-        types: ALL_TYPES,
-        counted: true,
-        prepare: |place, dtype, shape| by_type!(dtype, undoing(place, shape)),
-    },
+    Operation::new("merge", ALL_TYPES, |place, dtype, shape| by_type!(dtype, merging(place, shape))),
+    Operation::new("unmerge", ALL_TYPES, |place, dtype, shape| by_type!(dtype, undoing(place, shape))),
 ];
 
 fn merging<T: Value>(place: &Place, shape: Shape) -> Result<Launch> {

@@ -7,6 +7,7 @@
 mod linear;
 mod merge;
 mod norm;
+mod patch;
 mod plan;
 mod select;
 pub mod timing;
@@ -62,6 +63,7 @@ pub const OPERATIONS: &[(&str, &[Operation])] = &[
     ("linear", linear::OPERATIONS),
     ("merge", merge::OPERATIONS),
     ("norm", norm::OPERATIONS),
+    ("patch", patch::OPERATIONS),
     ("plan", plan::OPERATIONS),
     ("select", select::OPERATIONS),
 ];
@@ -85,7 +87,29 @@ pub struct Operation {
     pub types: &'static [DType],
     /// Whether its kernels are this crate's, and so counted.
     pub counted: bool,
+    /// Whether the values of a token, or the heads, are part of what it does.
+    by_width: bool,
     prepare: fn(&Place, DType, Shape) -> Result<Launch>,
+}
+
+impl Operation {
+    const fn new(
+        name: &'static str,
+        types: &'static [DType],
+        prepare: fn(&Place, DType, Shape) -> Result<Launch>,
+    ) -> Self {
+        Self { name, types, counted: true, by_width: true, prepare }
+    }
+
+    /// Its kernels are a library's.
+    const fn not_counted(self) -> Self {
+        Self { counted: false, ..self }
+    }
+
+    /// It does the same whatever the width.
+    const fn of_any_width(self) -> Self {
+        Self { by_width: false, ..self }
+    }
 }
 
 /// An operation, a type and a shape.
@@ -138,11 +162,8 @@ fn cases(operations: &'static [Operation], batch: usize) -> Vec<Case> {
     let mut cases = Vec::new();
     for operation in operations {
         for &dtype in operation.types {
-            cases.extend(SHAPES.iter().map(|&shape| Case {
-                operation,
-                dtype,
-                shape: Shape { batch, ..shape },
-            }));
+            let shapes = SHAPES.iter().filter(|shape| operation.by_width || shape.width == SHAPES[0].width);
+            cases.extend(shapes.map(|&shape| Case { operation, dtype, shape: Shape { batch, ..shape } }));
         }
     }
     cases

@@ -12,18 +12,10 @@ use foveate::{
 use super::{ALL_TYPES, Launch, Operation, Place, Shape, Value, Work, by_type, noise};
 
 pub(super) const OPERATIONS: &[Operation] = &[
-    Operation {
-        name: "add_layer_norm",
-        types: ALL_TYPES,
-        counted: true,
-        prepare: |place, dtype, shape| by_type!(dtype, with_residual(place, shape)),
-    },
-    Operation {
-        name: "layer_norm",
-        types: ALL_TYPES,
-        counted: true,
-        prepare: |place, dtype, shape| by_type!(dtype, alone(place, shape)),
-    },
+    Operation::new("add_layer_norm", ALL_TYPES, |place, dtype, shape| {
+        by_type!(dtype, with_residual(place, shape))
+    }),
+    Operation::new("layer_norm", ALL_TYPES, |place, dtype, shape| by_type!(dtype, alone(place, shape))),
 ];
 
 fn alone<T: Value>(place: &Place, shape: Shape) -> Result<Launch> {

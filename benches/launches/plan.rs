@@ -7,13 +7,10 @@ use foveate::{
 
 use super::{Launch, Operation, Place, Shape, Work};
 
-pub(super) const OPERATIONS: &[Operation] = &[Operation {
-    name: "compose",
+pub(super) const OPERATIONS: &[Operation] = &[
     // A plan has no storage type of its own: its weights are f32.
-    types: &[DType::F32],
-    counted: true,
-    prepare: |place, _, shape| prepare(place, shape),
-}];
+    Operation::new("compose", &[DType::F32], |place, _, shape| prepare(place, shape)).of_any_width(),
+];
 
 /// What one block of ToMe takes of `tokens`: 13, or as many as there are partners for.
 pub(super) fn merges(tokens: usize) -> usize {

@@ -10,12 +10,8 @@ use foveate::{
 
 use super::{ALL_TYPES, Launch, Operation, Place, Shape, Value, Work, by_type, plan::bytes};
 
-pub(super) const OPERATIONS: &[Operation] = &[Operation {
-    name: "select",
-    types: ALL_TYPES,
-    counted: true,
-    prepare: |place, dtype, shape| by_type!(dtype, prepare(place, shape)),
-}];
+pub(super) const OPERATIONS: &[Operation] =
+    &[Operation::new("select", ALL_TYPES, |place, dtype, shape| by_type!(dtype, prepare(place, shape)))];
 
 /// EViT's: the class token and seven tenths of the others are kept, the rest is fused.
 fn prepare<T: Value>(place: &Place, shape: Shape) -> Result<Launch> {

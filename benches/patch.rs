@@ -1,0 +1,7 @@
+//! Patch rows and sequences on a GPU.
+
+mod gpu;
+
+fn main() {
+    gpu::run("patch");
+}
