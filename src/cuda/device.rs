@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaStream, DriverError, sys};
 
-use super::{image::Kernels, select};
+use super::{attention, image::Kernels, select};
 use crate::{Error, Result};
 
 /// The driver's library, as cudarc looks for it.
@@ -22,6 +22,7 @@ struct Inner {
     context: Arc<CudaContext>,
     kernels: Kernels,
     name: String,
+    multiprocessors: usize,
 }
 
 impl Device {
@@ -54,7 +55,12 @@ impl Device {
             .map_err(ask)?;
         let kernels = Kernels::load(&context, &name, capability)?;
         select::permit_shared_memory(&kernels, &name, limit)?;
-        Ok(Self { inner: Arc::new(Inner { context, kernels, name }) })
+        attention::permit_shared_memory(&kernels.attention, &name, limit)?;
+        let multiprocessors = context
+            .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+            .map_err(ask)?;
+        let multiprocessors = usize::try_from(multiprocessors).unwrap_or(1).max(1);
+        Ok(Self { inner: Arc::new(Inner { context, kernels, name, multiprocessors }) })
     }
 
     /// The context that the kernels were loaded into.
@@ -65,6 +71,11 @@ impl Device {
     /// The device's name and compute capability.
     pub fn name(&self) -> &str {
         &self.inner.name
+    }
+
+    /// Multiprocessors.
+    pub(super) fn multiprocessors(&self) -> usize {
+        self.inner.multiprocessors
     }
 
     pub(super) fn kernels(&self) -> &Kernels {

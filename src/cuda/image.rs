@@ -7,7 +7,7 @@ use cudarc::{
     nvrtc::Ptx,
 };
 
-use super::{DType, patch::PatchKernels};
+use super::{DType, attention::AttentionKernels, patch::PatchKernels};
 use crate::{Error, Result};
 
 include!(concat!(env!("OUT_DIR"), "/images.rs"));
@@ -148,6 +148,7 @@ impl CopyKernels {
 /// All kernels of a device, loaded when the device is opened: no operation loads anything, so all can be captured.
 #[derive(Debug)]
 pub(super) struct Kernels {
+    pub(super) attention: AttentionKernels,
     pub(super) layer_norm: RowKernels,
     pub(super) merge: RowKernels,
     pub(super) unmerge: CopyKernels,
@@ -176,6 +177,7 @@ impl Kernels {
         let (norm, merge, plan, select) =
             (module("norm")?, module("merge")?, module("plan")?, module("select")?);
         Ok(Self {
+            attention: AttentionKernels::load(module)?,
             layer_norm: RowKernels::load(&norm, "fv_layer_norm")?,
             merge: RowKernels::load(&merge, "fv_merge")?,
             unmerge: CopyKernels::load(&merge, "fv_unmerge")?,
@@ -209,7 +211,7 @@ impl Module {
         Ok(Self { device: device.to_owned(), file, loaded })
     }
 
-    fn kernel(&self, name: String) -> Result<Kernel> {
+    pub(super) fn kernel(&self, name: String) -> Result<Kernel> {
         let function = self.loaded.load_function(&name).map_err(|error| Error::Kernels {
             device: self.device.clone(),
             what: format!("kernels/{}.cu has no {name}: {error:?}", self.file),

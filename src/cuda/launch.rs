@@ -14,6 +14,14 @@ pub(super) struct Shape {
     pub(super) shared_bytes: u32,
 }
 
+/// Blocks along three axes, threads of a block, and bytes of dynamic shared memory.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Grid {
+    pub(super) blocks: [u32; 3],
+    pub(super) block: u32,
+    pub(super) shared_bytes: u32,
+}
+
 /// Launches `kernel` with its one parameter struct.
 ///
 /// # Safety
@@ -25,8 +33,24 @@ pub(super) unsafe fn launch<P: Pod + DeviceRepr>(
     shape: Shape,
     params: &P,
 ) -> Result<()> {
+    let Shape { grid, block, shared_bytes } = shape;
+    // SAFETY: the caller's promise is the same.
+    unsafe { launch_grid(stream, kernel, Grid { blocks: [grid, 1, 1], block, shared_bytes }, params) }
+}
+
+/// [`launch`] with blocks along three axes.
+///
+/// # Safety
+/// As [`launch`].
+pub(super) unsafe fn launch_grid<P: Pod + DeviceRepr>(
+    stream: &CudaStream,
+    kernel: &Kernel,
+    shape: Grid,
+    params: &P,
+) -> Result<()> {
+    let [x, y, z] = shape.blocks;
     let config = LaunchConfig {
-        grid_dim: (shape.grid, 1, 1),
+        grid_dim: (x, y, z),
         block_dim: (shape.block, 1, 1),
         shared_mem_bytes: shape.shared_bytes,
     };
@@ -36,7 +60,7 @@ pub(super) unsafe fn launch<P: Pod + DeviceRepr>(
     let launched = unsafe { builder.launch(config) };
     launched.map(|_| ()).map_err(|error| Error::Launch {
         kernel: kernel.name.clone(),
-        grid: shape.grid,
+        grid: x.saturating_mul(y).saturating_mul(z),
         block: shape.block,
         shared_bytes: shape.shared_bytes,
         what: format!("{error:?}"),

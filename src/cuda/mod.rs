@@ -7,6 +7,7 @@
 //!
 //! | operation | kernels | reference |
 //! | --- | --- | --- |
+//! | [`attention`] | kernels/attention.cu, `attention_stream.cu`, `attention_f32.cu`, `attention_fold.cu` | [`Backend::attention`], [`Backend::attention_scores`], [`Backend::attention_reduced`] |
 //! | [`norm`] | kernels/norm.cu | [`Backend::layer_norm`], with the residual addition before it |
 //! | [`linear`] | cuBLASLt | [`Backend::linear`] |
 //! | [`merge`] | kernels/merge.cu | [`Backend::merge`], [`Backend::unmerge`] |
@@ -32,6 +33,9 @@
 //! # }
 //! ```
 //!
+//! [`Backend::attention`]: crate::backend::Backend::attention
+//! [`Backend::attention_scores`]: crate::backend::Backend::attention_scores
+//! [`Backend::attention_reduced`]: crate::backend::Backend::attention_reduced
 //! [`Backend::layer_norm`]: crate::backend::Backend::layer_norm
 //! [`Backend::linear`]: crate::backend::Backend::linear
 //! [`Backend::merge`]: crate::backend::Backend::merge
@@ -41,6 +45,7 @@
 //! [`Backend::select`]: crate::backend::Backend::select
 //! [`TokenPlan::then`]: crate::TokenPlan::then
 
+pub mod attention;
 mod blas;
 mod borrow;
 mod device;

@@ -178,7 +178,8 @@ pub(super) fn permit_shared_memory(kernels: &Kernels, device: &str, limit: i32) 
     sorts.chain(composes).try_for_each(|(kernel, bytes)| permit(kernel, bytes, device, limit))
 }
 
-fn permit(kernel: &Kernel, bytes: usize, device: &str, limit: i32) -> Result<()> {
+/// Lets a kernel have `bytes` of dynamic shared memory.
+pub(super) fn permit(kernel: &Kernel, bytes: usize, device: &str, limit: i32) -> Result<()> {
     let fail = |what: String| Error::Kernels { device: device.to_owned(), what };
     let bytes = int(OP, "bytes", bytes)?;
     let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
