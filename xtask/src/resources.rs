@@ -31,13 +31,36 @@ const PARTITION_REGISTERS: u32 = 16 * 1024;
 const RESERVED_SHARED: u32 = 1024;
 
 /// The most dynamic shared memory a launcher asks for, by the beginning of a kernel's name.
-const DYNAMIC_SHARED: [(&str, u32); 2] = [("fv_select_sort", 6 * 16_384), ("fv_plan_compose", 4 * 16_384)];
+const DYNAMIC_SHARED: &[(&str, u32)] = &[
+    ("fv_select_sort", 6 * 16_384),
+    ("fv_plan_compose", 4 * 16_384),
+    ("fv_attention_resident_f16_13", 79_872),
+    ("fv_attention_resident_bf16_13", 79_872),
+    ("fv_attention_resident_f16_17", 88_064),
+    ("fv_attention_resident_bf16_17", 88_064),
+    ("fv_attention_stream_f16_128", 52_224),
+    ("fv_attention_stream_bf16_128", 52_224),
+    ("fv_attention_stream_f32_128", 76_800),
+    ("fv_attention_stream_f32", 60_416),
+];
 
 /// Kernels that fill less than half of a multiprocessor, and why.
-const REASONS: [(&str, &str); 1] = [(
-    "fv_plan_compose",
-    "counted with the shared memory of 16,384 tokens; 197 take 788 bytes, and one warp's ordered pass bounds it anyway",
-)];
+const REASONS: &[(&str, &str)] = &[
+    (
+        "fv_plan_compose",
+        "counted with the shared memory of 16,384 tokens; 197 take 788 bytes, and one warp's ordered pass bounds it anyway",
+    ),
+    (
+        "fv_attention_resident",
+        "a query tile's scores live in registers, which is why its softmax is exact and costs no shared memory; a warp has products \
+         enough of its own to hide their latency",
+    ),
+    (
+        "fv_attention_stream",
+        "64 queries' sums, queries and 64 scores of each in registers, as many as products need to be reused",
+    ),
+    ("fv_attention_scores", "the keys of a block stay in registers over all queries"),
+];
 
 /// One kernel on one architecture.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
