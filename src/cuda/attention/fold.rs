@@ -10,6 +10,7 @@ use crate::{
         DType, Device, DevicePlan, DevicePointer, Element, PlanPointers, Strided,
         borrow::Borrow,
         launch::{Grid, int, launch_grid},
+        nvtx,
         strided::check_pointer,
     },
 };
@@ -117,6 +118,7 @@ pub unsafe fn attention_folded_raw(
     fold: &Fold,
 ) -> Result<()> {
     let Fold { q, k, values, out, heads, scale, sizes, plan } = fold;
+    let _range = nvtx::range(OP);
     device.check_stream(OP, stream)?;
     let head_dim = check_heads(OP, dtype, q, k, *heads, *scale)?;
     let [images, tokens, width] = q.shape;

@@ -25,7 +25,7 @@ pub(super) use kernels::{AttentionKernels, permit_shared_memory};
 use params::{launch_scores, launch_values};
 
 use super::{
-    DType, Device, DevicePlan, DevicePointer, Element, Strided, borrow::Borrow, strided::check_pointer,
+    DType, Device, DevicePlan, DevicePointer, Element, Strided, borrow::Borrow, nvtx, strided::check_pointer,
 };
 use crate::{Error, Result};
 
@@ -251,6 +251,7 @@ pub unsafe fn attention_raw(
     dtype: DType,
     arguments: &AttentionPointers,
 ) -> Result<()> {
+    let _range = nvtx::range(OP);
     device.check_stream(OP, stream)?;
     let head_dim = check(dtype, arguments)?;
     let pass = Pass::of(dtype, arguments.q.shape[1], head_dim)?;
