@@ -1,8 +1,11 @@
-//! Attention on the CPU, with and without scores.
+//! Attention with and without scores: on a GPU with the feature `cuda`, and on the CPU.
+
+#[cfg(feature = "cuda")]
+mod gpu;
 
 use std::hint::black_box;
 
-use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, criterion_group};
 use foveate::{
     Tensor,
     backend::{Backend, Heads, ScoreRequest},
@@ -31,4 +34,10 @@ fn attention(c: &mut Criterion) {
 }
 
 criterion_group!(benches, attention);
-criterion_main!(benches);
+
+fn main() {
+    #[cfg(feature = "cuda")]
+    gpu::run("attention");
+    benches();
+    Criterion::default().configure_from_args().final_summary();
+}

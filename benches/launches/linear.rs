@@ -9,12 +9,12 @@ use foveate::{
     },
 };
 
-use super::{ALL_TYPES, Launch, Operation, Place, Shape, Value, Work, by_type};
+use super::{ALL_TYPES, Counted, Launch, Operation, Place, Shape, Value, Work, by_type};
 
 pub(super) const OPERATIONS: &[Operation] = &[
     // The kernels are cuBLASLt's.
     Operation::new("linear", ALL_TYPES, |place, dtype, shape| by_type!(dtype, prepare(place, shape)))
-        .not_counted(),
+        .counted(Counted::Nowhere),
 ];
 
 fn prepare<T: Value>(place: &Place, shape: Shape) -> Result<Launch> {

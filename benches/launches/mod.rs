@@ -4,6 +4,7 @@
 //! A shape is one line of [`SHAPES`]. An operation is one file beside this one and one line of [`OPERATIONS`]; it goes
 //! through the launcher that users call, on tensors of its own.
 
+mod attention;
 mod linear;
 mod merge;
 mod norm;
@@ -60,6 +61,7 @@ pub const SHAPES: &[Shape] = &[
 
 /// All operations, by the bench that times them.
 pub const OPERATIONS: &[(&str, &[Operation])] = &[
+    ("attention", attention::OPERATIONS),
     ("linear", linear::OPERATIONS),
     ("merge", merge::OPERATIONS),
     ("norm", norm::OPERATIONS),
@@ -78,6 +80,18 @@ const PERIOD: usize = 65_521;
 
 const ALL_TYPES: &[DType] = &[DType::F16, DType::Bf16, DType::F32];
 
+/// On what an operation is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counted {
+    /// Two images of each shape in its first type, and of a short and a long one in the others.
+    Everywhere,
+    /// One image as wide as ViT-S of up to so many tokens, in the other types of 197: the emulator takes seconds for work that
+    /// grows with the square of the tokens.
+    UpTo(usize),
+    /// Nowhere: its kernels are a library's.
+    Nowhere,
+}
+
 /// Something that launches.
 #[derive(Clone, Copy)]
 pub struct Operation {
@@ -85,25 +99,22 @@ pub struct Operation {
     pub name: &'static str,
     /// The types of its tensors.
     pub types: &'static [DType],
-    /// Whether its kernels are this crate's, and so counted.
-    pub counted: bool,
+    /// On what it is counted.
+    pub counted: Counted,
     /// Whether the values of a token, or the heads, are part of what it does.
     by_width: bool,
-    prepare: fn(&Place, DType, Shape) -> Result<Launch>,
+    prepare: Prepare,
 }
 
+type Prepare = fn(&Place, DType, Shape) -> Result<Launch>;
+
 impl Operation {
-    const fn new(
-        name: &'static str,
-        types: &'static [DType],
-        prepare: fn(&Place, DType, Shape) -> Result<Launch>,
-    ) -> Self {
-        Self { name, types, counted: true, by_width: true, prepare }
+    const fn new(name: &'static str, types: &'static [DType], prepare: Prepare) -> Self {
+        Self { name, types, counted: Counted::Everywhere, by_width: true, prepare }
     }
 
-    /// Its kernels are a library's.
-    const fn not_counted(self) -> Self {
-        Self { counted: false, ..self }
+    const fn counted(self, counted: Counted) -> Self {
+        Self { counted, ..self }
     }
 
     /// It does the same whatever the width.
@@ -144,12 +155,21 @@ pub fn operation(name: &str) -> Option<&'static Operation> {
     OPERATIONS.iter().flat_map(|(_, operations)| *operations).find(|operation| operation.name == name)
 }
 
-/// What is counted: f16 on all shapes, the other types on a short and a long one.
+/// What is counted.
 pub fn counted() -> Vec<Case> {
-    let short_or_long = |shape: &Shape| shape.width == 384 && [197, 577].contains(&shape.tokens);
-    let all = OPERATIONS.iter().flat_map(|(_, operations)| cases(operations, COUNTED_BATCH));
-    let all = all.filter(|case| case.operation.counted);
-    all.filter(|case| case.dtype == case.operation.types[0] || short_or_long(&case.shape)).collect()
+    let mut counted = Vec::new();
+    for case in OPERATIONS.iter().flat_map(|(_, operations)| cases(operations, COUNTED_BATCH)) {
+        let Case { operation, dtype, shape } = case;
+        let (first, slim) = (dtype == operation.types[0], shape.width == SHAPES[0].width);
+        match operation.counted {
+            Counted::Everywhere if first || slim && [197, 577].contains(&shape.tokens) => counted.push(case),
+            Counted::UpTo(most) if slim && shape.tokens <= most && (first || shape.tokens == 197) => {
+                counted.push(Case { shape: Shape { batch: 1, ..shape }, ..case });
+            }
+            _ => {}
+        }
+    }
+    counted
 }
 
 /// What the bench of a name times: all types on all shapes.
