@@ -12,11 +12,24 @@ __device__ __forceinline__ int lane_id() { return static_cast<int>(threadIdx.x) 
 __device__ __forceinline__ int warp_id() { return static_cast<int>(threadIdx.x) / kWarp; }
 __device__ __forceinline__ unsigned lanes_below() { return (1u << lane_id()) - 1u; }
 
-// The sum over a warp, the same bits in every lane: each step adds the same two numbers on both sides.
-__device__ __forceinline__ float warp_sum(float x) {
+// The sum over groups of kLanes neighbouring lanes, a power of two; the same bits in every lane: each step adds the same two
+// numbers on both sides. By the whole warp.
+template <int kLanes>
+__device__ __forceinline__ float group_sum(float x) {
+#pragma unroll
+    for (int offset = kLanes / 2; offset > 0; offset /= 2) {
+        x += __shfl_xor_sync(kFullWarp, x, offset);
+    }
+    return x;
+}
+
+__device__ __forceinline__ float warp_sum(float x) { return group_sum<kWarp>(x); }
+
+// The maximum over a warp; NaN where all lanes have NaN.
+__device__ __forceinline__ float warp_max(float x) {
 #pragma unroll
     for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-        x += __shfl_xor_sync(kFullWarp, x, offset);
+        x = fmaxf(x, __shfl_xor_sync(kFullWarp, x, offset));
     }
     return x;
 }
@@ -35,6 +48,24 @@ __device__ __forceinline__ float team_sum(float x, float (&partial)[kWarps]) {
 #pragma unroll
         for (int warp = 1; warp < kWarps; ++warp) {
             x += partial[warp];
+        }
+    }
+    return x;
+}
+
+// The maximum over a team, as team_sum.
+template <int kWarps>
+__device__ __forceinline__ float team_max(float x, float (&partial)[kWarps]) {
+    x = warp_max(x);
+    if constexpr (kWarps > 1) {
+        if (lane_id() == 0) {
+            partial[warp_id()] = x;
+        }
+        __syncthreads();
+        x = partial[0];
+#pragma unroll
+        for (int warp = 1; warp < kWarps; ++warp) {
+            x = fmaxf(x, partial[warp]);
         }
     }
     return x;

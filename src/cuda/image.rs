@@ -7,7 +7,10 @@ use cudarc::{
     nvrtc::Ptx,
 };
 
-use super::{DType, attention::AttentionKernels, patch::PatchKernels};
+use super::{
+    DType, activation::ActivationKernels, attention::AttentionKernels, head_norm::HeadNormKernels,
+    patch::PatchKernels, reduce::ReduceKernels, softmax::SoftmaxKernels, tokens::TokenKernels,
+};
 use crate::{Error, Result};
 
 include!(concat!(env!("OUT_DIR"), "/images.rs"));
@@ -113,6 +116,12 @@ impl TypedKernels {
         Ok(Self([f32?, f16?, bf16?]))
     }
 
+    /// The kernels with 16-byte accesses and those with narrow ones, in this order.
+    pub(super) fn wide_and_narrow(module: &Module, prefix: &str, suffix: &str) -> Result<[Self; 2]> {
+        let narrow = format!("{suffix}_narrow");
+        Ok([Self::load_variant(module, prefix, suffix)?, Self::load_variant(module, prefix, &narrow)?])
+    }
+
     pub(super) fn pick(&self, dtype: DType) -> &Kernel {
         match dtype {
             DType::F32 => &self.0[0],
@@ -126,12 +135,12 @@ impl TypedKernels {
     }
 }
 
-/// The copy kernels of unmerge, by the bytes of their accesses.
+/// Kernels that copy, by the bytes of their accesses.
 #[derive(Debug)]
 pub(super) struct CopyKernels([Kernel; 3]);
 
 impl CopyKernels {
-    fn load(module: &Module, prefix: &str) -> Result<Self> {
+    pub(super) fn load(module: &Module, prefix: &str) -> Result<Self> {
         let [wide, word, half] = ["16", "4", "2"].map(|bytes| module.kernel(format!("{prefix}_{bytes}")));
         Ok(Self([wide?, word?, half?]))
     }
@@ -152,7 +161,12 @@ pub(super) struct Kernels {
     pub(super) layer_norm: RowKernels,
     pub(super) merge: RowKernels,
     pub(super) unmerge: CopyKernels,
+    pub(super) activation: ActivationKernels,
+    pub(super) head_norm: HeadNormKernels,
     pub(super) patch: PatchKernels,
+    pub(super) reduce: ReduceKernels,
+    pub(super) softmax: SoftmaxKernels,
+    pub(super) tokens: TokenKernels,
     pub(super) compose: Kernel,
     pub(super) select_rank: TypedKernels,
     pub(super) select_sort: TypedKernels,
@@ -181,7 +195,12 @@ impl Kernels {
             layer_norm: RowKernels::load(&norm, "fv_layer_norm")?,
             merge: RowKernels::load(&merge, "fv_merge")?,
             unmerge: CopyKernels::load(&merge, "fv_unmerge")?,
+            activation: ActivationKernels::load(&module("activation")?)?,
+            head_norm: HeadNormKernels::load(&module("head_norm")?)?,
             patch: PatchKernels::load(&module("patch")?)?,
+            reduce: ReduceKernels::load(&module("reduce")?)?,
+            softmax: SoftmaxKernels::load(&module("softmax")?)?,
+            tokens: TokenKernels::load(&module("tokens")?)?,
             compose: plan.kernel("fv_plan_compose".to_owned())?,
             select_rank: TypedKernels::load(&select, "fv_select_rank")?,
             select_sort: TypedKernels::load(&select, "fv_select_sort")?,

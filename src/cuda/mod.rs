@@ -10,10 +10,15 @@
 //! | [`attention`] | kernels/attention.cu, `attention_stream.cu`, `attention_f32.cu`, `attention_fold.cu` | [`Backend::attention`], [`Backend::attention_scores`], [`Backend::attention_reduced`] |
 //! | [`norm`] | kernels/norm.cu | [`Backend::layer_norm`], with the residual addition before it |
 //! | [`linear`] | cuBLASLt | [`Backend::linear`] |
+//! | [`activation`] | kernels/activation.cu | [`Activation`](crate::model::Activation) |
+//! | [`head_norm`] | `kernels/head_norm.cu` | [`Backend::head_norm`] |
 //! | [`merge`] | kernels/merge.cu | [`Backend::merge`], [`Backend::unmerge`] |
 //! | [`patch`] | kernels/patch.cu | [`Backend::patches`], [`Backend::embed`] |
 //! | [`plan`] | kernels/plan.cu | [`TokenPlan::then`] |
+//! | [`reduce`] | kernels/reduce.cu | sums and maxima of rows, means of columns |
 //! | [`select`] | kernels/select.cu | [`Backend::select`] |
+//! | [`softmax`] | kernels/softmax.cu | the softmax of attention scores, as rows in memory |
+//! | [`tokens`] | kernels/tokens.cu | [`Backend::tokens`], [`Backend::mean_tokens`] |
 //!
 //! Storage is `f32`, `f16` or `bf16` ([`Element`]); sums are `f32`.
 //!
@@ -40,16 +45,21 @@
 //! [`Backend::linear`]: crate::backend::Backend::linear
 //! [`Backend::merge`]: crate::backend::Backend::merge
 //! [`Backend::unmerge`]: crate::backend::Backend::unmerge
+//! [`Backend::head_norm`]: crate::backend::Backend::head_norm
+//! [`Backend::tokens`]: crate::backend::Backend::tokens
+//! [`Backend::mean_tokens`]: crate::backend::Backend::mean_tokens
 //! [`Backend::patches`]: crate::backend::Backend::patches
 //! [`Backend::embed`]: crate::backend::Backend::embed
 //! [`Backend::select`]: crate::backend::Backend::select
 //! [`TokenPlan::then`]: crate::TokenPlan::then
 
+pub mod activation;
 pub mod attention;
 mod blas;
 mod borrow;
 mod device;
 mod element;
+pub mod head_norm;
 mod image;
 mod launch;
 pub mod linear;
@@ -58,8 +68,11 @@ pub mod norm;
 mod nvtx;
 pub mod patch;
 pub mod plan;
+pub mod reduce;
 pub mod select;
+pub mod softmax;
 mod strided;
+pub mod tokens;
 
 pub use blas::Blas;
 pub use device::Device;

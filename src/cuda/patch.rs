@@ -212,10 +212,9 @@ impl PatchKernels {
             let load = |suffix| TypedKernels::load_variant(module, prefix, suffix);
             Ok([load("_planes")?, load("_planes_pair")?, load("_rgb")?, load("_rgb_pair")?, load("_single")?])
         };
-        let embed = |suffix| TypedKernels::load_variant(module, "fv_embed", suffix);
         Ok(Self {
             patches: [variants("fv_patches_u8")?, variants("fv_patches_f32")?],
-            embed: [embed("")?, embed("_narrow")?],
+            embed: TypedKernels::wide_and_narrow(module, "fv_embed", "")?,
         })
     }
 
@@ -424,7 +423,7 @@ pub fn embed_in_place<T: Element>(
     position: Option<&CudaView<'_, T>>,
 ) -> Result<()> {
     let borrow = Borrow { op: EMBED, device, stream };
-    let [batch, count, width] = tokens.shape;
+    let [_, count, width] = tokens.shape;
     if special >= count {
         return Err(Error::argument(
             EMBED,
@@ -437,12 +436,7 @@ pub fn embed_in_place<T: Element>(
     let position = position.map(|position| borrow.read_row("position", position, positions)).transpose()?;
     let (out, _out) = borrow.write("tokens", tokens)?;
     out.check_output(EMBED, "tokens", T::DTYPE)?;
-    let patches = Strided {
-        // Within the tensor, whose length has been checked.
-        data: out.data + (special * out.strides[1] * T::DTYPE.bytes()) as u64,
-        shape: [batch, count - special, width],
-        strides: out.strides,
-    };
+    let patches = out.tokens(&(special..count), T::DTYPE);
     let (prefix, position) = (prefix.as_ref().map(|prefix| prefix.0), position.as_ref().map(|p| p.0));
     // SAFETY: as in `embed`; the patches lie where they belong in `out`, which the kernel allows.
     unsafe { embed_raw(device, stream, T::DTYPE, &patches, prefix, position, &out) }

@@ -134,6 +134,16 @@ impl Strided<DevicePointer> {
         self.data + (first * self.strides[0] * dtype.bytes()) as u64
     }
 
+    /// Tokens `range` of every image, which the caller has checked to exist.
+    pub(super) fn tokens(&self, range: &std::ops::Range<usize>, dtype: DType) -> Self {
+        let [batch, _, width] = self.shape;
+        Self {
+            data: self.data + (range.start * self.strides[1] * dtype.bytes()) as u64,
+            shape: [batch, range.len(), width],
+            strides: self.strides,
+        }
+    }
+
     /// The strides as the kernels take them; [`Strided::check`] has bounded what is used of them.
     pub(super) fn kernel_strides(&self) -> [i64; 2] {
         self.strides.map(|stride| i64::try_from(stride).unwrap_or(i64::MAX))
