@@ -27,6 +27,10 @@ const USAGE: u8 = 2;
 /// There is no driver, or it refused something.
 const FAILED: u8 = 1;
 
+/// Tensors are filled on the processor: no row is longer, and there are no more of them.
+const LARGEST_ROW: usize = 8192;
+const MOST_ROWS: usize = 1 << 19;
+
 const HELP: &str = "\
 launch_one OPERATION [--dtype f16|bf16|f32] [--batch N] [--tokens N] [--width N] [--heads N] [--times N] [--device N]
 
@@ -98,6 +102,13 @@ fn arguments(mut words: impl Iterator<Item = String>) -> std::result::Result<Arg
             other => return Err(Failure::usage(format!("unknown option `{other}`\n\n{HELP}"))),
         }
     }
+    let Shape { batch, tokens, width, heads } = shape;
+    if width.max(heads) > LARGEST_ROW || batch.checked_mul(tokens).is_none_or(|rows| rows > MOST_ROWS) {
+        return Err(Failure::usage(format!(
+            "{batch} images of {tokens} tokens, {width} wide with {heads} heads, are too many: at most {MOST_ROWS} tokens in \
+             all, {LARGEST_ROW} wide"
+        )));
+    }
     Ok(Arguments { case: Case { operation, dtype, shape }, times, device })
 }
 
@@ -126,7 +137,7 @@ fn run(
     let work = launch.work;
     let _ = writeln!(
         out,
-        "{case} on {}: launched once and {times} times; each must move {} bytes and do {} operations in matrix products",
+        "{case} on {}: launched once and {times} times; each must move {} bytes and do {} operations in products",
         place.device.name(),
         work.bytes,
         work.flops
@@ -183,6 +194,12 @@ mod tests {
             ("merge --batch 0", "--batch is `0`, expected a whole number of at least 1"),
             ("merge --tokens many", "--tokens is `many`, expected"),
             ("merge --tokens", "--tokens needs a value"),
+            (
+                "merge --batch 1000000 --tokens 1000000",
+                "1000000 images of 1000000 tokens, 384 wide with 6 heads, are too",
+            ),
+            ("merge --width 18446744073709551615", "64 images of 197 tokens, 18446744073709551615 wide"),
+            ("select --heads 10000", "64 images of 197 tokens, 384 wide with 10000 heads, are too many"),
             ("merge --speed 3", "unknown option `--speed`"),
         ] {
             let failure = without_driver(line);

@@ -15,9 +15,9 @@ use cudarc::driver::{
     CudaEvent,
     sys::{self, CUevent_flags},
 };
-use foveate::cuda::{DType, Device};
+use foveate::cuda::Device;
 use launches::{
-    Case, Counted, Place,
+    Counted, Place, Units,
     timing::{Peak, Timer},
 };
 use serde_json::Value as Json;
@@ -162,7 +162,7 @@ fn time(bench: &str, place: &Place) {
                 continue;
             }
         };
-        most.set(rate_of(&case, &timer, &peak));
+        most.set(rate_of(&timer, &peak));
         let mut group = criterion.benchmark_group(case.operation.name);
         group.throughput(match timer.work.flops {
             0 => Throughput::Bytes(timer.work.bytes as u64),
@@ -176,13 +176,13 @@ fn time(bench: &str, place: &Place) {
     criterion.final_summary();
 }
 
-/// The most that a device does of what counts for a case, a second.
-fn rate_of(case: &Case, timer: &Timer, peak: &Peak) -> Option<f64> {
-    match (timer.work.flops, case.dtype) {
+/// The most that a device does of what counts for a launch, a second.
+fn rate_of(timer: &Timer, peak: &Peak) -> Option<f64> {
+    match (timer.work.flops, timer.work.units) {
         (0, _) if timer.copies * timer.work.bytes < 2 * peak.cache_bytes => None,
         (0, _) => peak.bandwidth,
-        (_, DType::F32) => peak.f32_flops,
-        _ => peak.matrix_flops,
+        (_, Units::Lanes) => peak.f32_flops,
+        (_, Units::Matrix) => peak.matrix_flops,
     }
 }
 

@@ -14,7 +14,7 @@ use foveate::{
 };
 
 use super::{
-    ALL_TYPES, Counted, Launch, Operation, Place, Prepare, Shape, Value, Work, by_type, plan::pairs,
+    ALL_TYPES, Counted, Launch, Operation, Place, Prepare, Shape, Units, Value, Work, by_type, plan::pairs,
 };
 
 pub(super) const OPERATIONS: &[Operation] = &[
@@ -105,6 +105,7 @@ fn work<T: Value>(shape: Shape, products: usize, parts: usize, floats: usize) ->
     Work {
         bytes: parts * batch * tokens * width * <T as Element>::DTYPE.bytes() + 4 * floats,
         flops: products * 2 * batch * tokens * tokens * width,
+        units: Units::of(<T as Element>::DTYPE),
     }
 }
 
@@ -168,6 +169,7 @@ fn folded<T: Value>(place: &Place, shape: Shape) -> Result<Launch> {
     let mut work = work::<T>(shape, 1, 2, batch * (2 * tokens + merged + 1));
     work.bytes += 2 * batch * merged * width * <T as Element>::DTYPE.bytes();
     work.flops += 2 * batch * merged * merged * width;
+    work.units = Units::Lanes;
     Ok(Launch::new(work, move || {
         let values = Strided::new(values.as_view(), [batch, merged, width]);
         let mut out = Strided::new(out.as_view_mut(), [batch, merged, width]);

@@ -9,7 +9,7 @@ use foveate::{
     },
 };
 
-use super::{ALL_TYPES, Counted, Launch, Operation, Place, Shape, Value, Work, by_type};
+use super::{ALL_TYPES, Counted, Launch, Operation, Place, Shape, Units, Value, Work, by_type};
 
 pub(super) const OPERATIONS: &[Operation] = &[
     // The kernels are cuBLASLt's.
@@ -27,7 +27,11 @@ fn prepare<T: Value>(place: &Place, shape: Shape) -> Result<Launch> {
     let mut out = place.zeros::<T>(rows * outputs)?;
     let mut workspace = place.zeros::<u8>(blas.workspace_bytes())?;
     let elements = rows * (width + outputs) + outputs * (width + 1);
-    let work = Work { bytes: elements * <T as Element>::DTYPE.bytes(), flops: 2 * rows * width * outputs };
+    let work = Work {
+        bytes: elements * <T as Element>::DTYPE.bytes(),
+        flops: 2 * rows * width * outputs,
+        units: Units::of(<T as Element>::DTYPE),
+    };
     Ok(Launch::new(work, move || {
         let affine = Affine {
             x: Strided::new(x.as_view(), [batch, tokens, width]),

@@ -35,7 +35,7 @@ fn merging<T: Value>(place: &Place, shape: Shape) -> Result<Launch> {
         bytes: batch * (tokens + 2 * out) * width * <T as Element>::DTYPE.bytes()
             + 4 * batch * (tokens + out)
             + plan_bytes,
-        flops: 0,
+        ..Work::default()
     };
     Ok(Launch::new(work, move || {
         let arguments = Merge {
@@ -63,7 +63,7 @@ fn undoing<T: Value>(place: &Place, shape: Shape) -> Result<Launch> {
     let mut out = place.zeros::<T>(batch * tokens * width)?;
     let work = Work {
         bytes: batch * (tokens + merged) * width * <T as Element>::DTYPE.bytes() + 4 * batch * tokens,
-        flops: 0,
+        ..Work::default()
     };
     Ok(Launch::new(work, move || {
         let x = Strided::new(x.as_view(), [batch, merged, width]);

@@ -194,8 +194,30 @@ fn cases(operations: &'static [Operation], batch: usize) -> Vec<Case> {
 pub struct Work {
     /// Bytes that must be read and written.
     pub bytes: usize,
-    /// Multiplications and additions of the matrix products; 0 where memory is what counts.
+    /// Multiplications and additions of products; 0 where memory is what counts.
     pub flops: usize,
+    /// What does them.
+    pub units: Units,
+}
+
+/// What multiplies and adds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Units {
+    /// The f32 lanes of the multiprocessors.
+    #[default]
+    Lanes,
+    /// Their matrix units.
+    Matrix,
+}
+
+impl Units {
+    /// Those of products of a type: f32 is multiplied as f32, without TF32.
+    const fn of(dtype: DType) -> Self {
+        match dtype {
+            DType::F32 => Self::Lanes,
+            DType::F16 | DType::Bf16 => Self::Matrix,
+        }
+    }
 }
 
 /// A call of a launcher with its tensors, to be made again and again.

@@ -28,7 +28,7 @@ fn alone<T: Value>(place: &Place, shape: Shape) -> Result<Launch> {
         place.values::<T>(shape.width, 3)?,
     );
     let mut out = place.zeros::<T>(count)?;
-    let work = Work { bytes: 2 * count * <T as Element>::DTYPE.bytes(), flops: 0 };
+    let work = Work { bytes: 2 * count * <T as Element>::DTYPE.bytes(), ..Work::default() };
     Ok(Launch::new(work, move || {
         let norm = Norm { weight: weight.as_view(), bias: Some(bias.as_view()), eps: 1e-6 };
         let mut out = Strided::new(out.as_view_mut(), extents);
@@ -45,7 +45,7 @@ fn with_residual<T: Value>(place: &Place, shape: Shape) -> Result<Launch> {
     let residual: Vec<T> = (0..count).map(|i| T::of(1e-7 * noise(i, 4))).collect();
     let (mut x, residual) = (place.values::<T>(count, 1)?, place.upload(&residual)?);
     let mut out = place.zeros::<T>(count)?;
-    let work = Work { bytes: 4 * count * <T as Element>::DTYPE.bytes(), flops: 0 };
+    let work = Work { bytes: 4 * count * <T as Element>::DTYPE.bytes(), ..Work::default() };
     Ok(Launch::new(work, move || {
         let norm = Norm { weight: weight.as_view(), bias: Some(bias.as_view()), eps: 1e-6 };
         let mut x = Strided::new(x.as_view_mut(), extents);

@@ -66,7 +66,7 @@ fn cut<P: Pixel + 'static, T: Value>(
     let mut out = place.zeros::<T>(count)?;
     let DeviceImages { shape: extents, strides, .. } = layout((), extents);
     let out_shape = [shape.batch, rows * columns, CHANNELS * side * side];
-    let work = Work { bytes: count * (size_of::<P>() + <T as Element>::DTYPE.bytes()), flops: 0 };
+    let work = Work { bytes: count * (size_of::<P>() + <T as Element>::DTYPE.bytes()), ..Work::default() };
     Ok(Launch::new(work, move || {
         let images = DeviceImages { data: pixels.as_view(), shape: extents, strides };
         let mut out = Strided::new(out.as_view_mut(), out_shape);
@@ -82,7 +82,7 @@ fn sequence<T: Value>(place: &Place, shape: Shape) -> Result<Launch> {
     let position = place.values::<T>(count * width, 3)?;
     let mut out = place.zeros::<T>(batch * tokens * width)?;
     let elements = (batch * (count + tokens) + count + 1) * width;
-    let work = Work { bytes: elements * <T as Element>::DTYPE.bytes(), flops: 0 };
+    let work = Work { bytes: elements * <T as Element>::DTYPE.bytes(), ..Work::default() };
     Ok(Launch::new(work, move || {
         let rows = Strided::new(rows.as_view(), [batch, count, width]);
         let mut out = Strided::new(out.as_view_mut(), [batch, tokens, width]);

@@ -45,7 +45,7 @@ fn prepare(place: &Place, shape: Shape) -> Result<Launch> {
     let written = bytes(shape.batch, shape.tokens, last);
     let work = Work {
         bytes: written + bytes(shape.batch, shape.tokens, middle) + bytes(shape.batch, middle, last),
-        flops: 0,
+        ..Work::default()
     };
     Ok(Launch::new(work, move || compose(&device, &stream, &first, &next, &mut out)))
 }

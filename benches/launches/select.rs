@@ -22,7 +22,7 @@ fn prepare<T: Value>(place: &Place, shape: Shape) -> Result<Launch> {
     let scores = place.values::<T>(batch * heads * tokens, 1)?;
     let mut plan = DevicePlan::new(&stream, batch, tokens, out)?;
     let read = batch * heads * tokens * <T as Element>::DTYPE.bytes();
-    let work = Work { bytes: read + bytes(batch, tokens, out), flops: 0 };
+    let work = Work { bytes: read + bytes(batch, tokens, out), ..Work::default() };
     Ok(Launch::new(work, move || {
         let view = Strided::new(scores.as_view(), [batch, heads, tokens]);
         select(&device, &stream, &view, selection, &mut plan)

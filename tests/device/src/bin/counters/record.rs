@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn an_entry_is_the_sum_of_its_launches() {
-        let entry = entry(&launches(), Work { bytes: 90, flops: 0 });
+        let entry = entry(&launches(), Work { bytes: 90, ..Work::default() });
         assert_eq!(entry["kernels"], "fv_a fv_b");
         assert_eq!(entry["launches"], 2);
         assert_eq!(entry["instructions"], json!({"all": 20, "int": 14, "mma": 6}));
@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn the_text_is_the_file_with_a_line_for_each_part() {
-        let entry = entry(&launches(), Work { bytes: 90, flops: 0 });
+        let entry = entry(&launches(), Work { bytes: 90, ..Work::default() });
         let entries = ["a/b2n3/f16", "c/b2n3/f16"].map(|name| (name.to_owned(), entry.clone()));
         let file = file("13.0.88", entries.into_iter());
         let text = text(&file);
