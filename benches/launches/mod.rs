@@ -4,14 +4,19 @@
 //! A shape is one line of [`SHAPES`]. An operation is one file beside this one and one line of [`OPERATIONS`]; it goes
 //! through the launcher that users call, on tensors of its own.
 
+mod activation;
 mod attention;
+mod head_norm;
 mod linear;
 mod merge;
 mod norm;
 mod patch;
 mod plan;
+mod reduce;
 mod select;
+mod softmax;
 pub mod timing;
+mod tokens;
 
 use std::{fmt, sync::Arc};
 
@@ -61,13 +66,18 @@ pub const SHAPES: &[Shape] = &[
 
 /// All operations, by the bench that times them.
 pub const OPERATIONS: &[(&str, &[Operation])] = &[
+    ("activation", activation::OPERATIONS),
     ("attention", attention::OPERATIONS),
+    ("head_norm", head_norm::OPERATIONS),
     ("linear", linear::OPERATIONS),
     ("merge", merge::OPERATIONS),
     ("norm", norm::OPERATIONS),
     ("patch", patch::OPERATIONS),
     ("plan", plan::OPERATIONS),
+    ("reduce", reduce::OPERATIONS),
     ("select", select::OPERATIONS),
+    ("softmax", softmax::OPERATIONS),
+    ("tokens", tokens::OPERATIONS),
 ];
 
 /// Images of a counted launch: more than one, so that strides between images count.

@@ -1,0 +1,7 @@
+//! Nonlinearities on a GPU.
+
+mod gpu;
+
+fn main() {
+    gpu::run("activation");
+}

@@ -1,0 +1,7 @@
+//! Parts of a sequence and their mean on a GPU.
+
+mod gpu;
+
+fn main() {
+    gpu::run("tokens");
+}
