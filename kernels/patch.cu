@@ -7,8 +7,8 @@
 //          either;  patches, out (B, N, C), last axis contiguous, other strides in elements;  prefix (special, C),
 //          position (N - special, C), contiguous.
 // Launch:  grid ceil(items/256), block 256. patches: an item is one store's worth of pixels of a line of a patch (all
-//          three channels of it where they are interleaved), for 4 neighbouring patches; embed: one access of a token, for 4
-//          images. Fewer than 2^31 items.
+//          three channels of it where they are interleaved), for 4 neighbouring patches, 8 where a store is narrow; embed: one
+//          access of a token, for 4 images. Fewer than 2^31 items.
 // Cost:    patches reads every pixel and writes every value once: 1 or 4 bytes and 2 or 4 bytes a value, about 17
 //          operations for an 8-bit one (the division by std has 11 of them), which memory covers on every card. Items are in
 //          the order of the output, so stores are whole sectors; the part of a sector that belongs to the next patch is
@@ -25,8 +25,11 @@ namespace {
 constexpr int kThreads = 256;
 // Half of what a multiprocessor of compute capability 8.0 or 9.0 holds.
 constexpr int kBlocks = 4;
-// Patches, or images, an item covers.
+// Images an item of embed covers.
 constexpr int kTogether = 4;
+// Patches an item covers: where a store is narrow, finding the item's place costs more than its pixels.
+template <int kCount>
+constexpr int kPatches = kCount <= 2 ? 8 : 4;
 constexpr int kNormalised = 16;
 
 struct PatchParams {
@@ -34,10 +37,10 @@ struct PatchParams {
     void* out;           // (B, rows*columns, channels*ph*pw)
     int64_t image_stride, channel_stride, line_stride, pixel_stride;
     int64_t out_batch_stride, out_token_stride;
-    fv::Divisor chunks;   // items of 4 patches
+    fv::Divisor chunks;   // items of a group of patches
     fv::Divisor a_line;   // chunks of a line of a patch
     fv::Divisor lines;    // ph
-    fv::Divisor groups;   // of 4 patches in a row of them
+    fv::Divisor groups;   // of neighbouring patches in a row of them
     fv::Divisor rows;     // of patches in an image
     int32_t items;
     int32_t columns;      // patches in a row of them
@@ -165,21 +168,21 @@ __device__ __forceinline__ void patch_items(const PatchParams& p) {
     const int group = p.groups.remainder(strip, image_row);
     const int image = p.rows.quotient(image_row);
     const int row = p.rows.remainder(image_row, image);
-    const int first = group * kTogether;  // [0, columns)
+    const int first = group * kPatches<kCount>;  // [0, columns)
 
     const int64_t step = p.patch_width * p.pixel_stride;
     const Pixel* pixels = static_cast<const Pixel*>(p.pixels) + image * p.image_stride + c * p.channel_stride +
                           static_cast<int64_t>(row * p.lines.divisor + y) * p.line_stride + first * step + x * p.pixel_stride;
     Storage* out = static_cast<Storage*>(p.out) + image * p.out_batch_stride +
                    (static_cast<int64_t>(row) * p.columns + first) * p.out_token_stride + channel_line * p.patch_width + x;
-    const int count = min(kTogether, p.columns - first);
+    const int count = min(kPatches<kCount>, p.columns - first);
     Normaliser normalisers[kChannels];
 #pragma unroll
     for (int channel = 0; channel < kChannels; ++channel) {
         normalisers[channel] = P::normaliser(p, c + channel);
     }
 #pragma unroll
-    for (int base = 0; base < kTogether; base += kLoads) {
+    for (int base = 0; base < kPatches<kCount>; base += kLoads) {
         Packet<kBytes> packets[kLoads][kChannels];
 #pragma unroll
         for (int k = 0; k < kLoads; ++k) {

@@ -16,7 +16,7 @@ use crate::{Error, Result};
 const PATCHES: &str = "patches";
 const EMBED: &str = "embed";
 
-/// Patches, or images, that an item of the kernels covers.
+/// Images that an item of the embedding covers.
 const TOGETHER: usize = 4;
 /// Channels of 8-bit images whose mean and deviation the kernels hold.
 const NORMALISED: usize = 16;
@@ -197,6 +197,13 @@ struct Access {
     channels: usize,
 }
 
+impl Access {
+    /// Neighbouring patches that an item covers.
+    const fn patches(self) -> usize {
+        if self.count <= 2 { 8 } else { 4 }
+    }
+}
+
 /// The kernels of kernels/patch.cu.
 #[derive(Debug)]
 pub(super) struct PatchKernels {
@@ -343,7 +350,7 @@ pub unsafe fn patches_raw(
 
     let access = access(images, pixel, pw, out, dtype);
     let kernel = device.kernels().patch.patches(pixel, access, dtype);
-    let groups = columns.div_ceil(TOGETHER);
+    let groups = columns.div_ceil(access.patches());
     let chunks = channels / access.channels * ph * (pw / access.count);
     let items = rows * groups * chunks;
     let divisor = |what, n| Divisor::new(PATCHES, what, n);

@@ -63,7 +63,7 @@ struct Case {
 }
 
 fn case() -> impl Strategy<Value = Case> {
-    let columns = prop::sample::select(vec![1_usize, 2, 3, 4, 5, 9]);
+    let columns = prop::sample::select(vec![1_usize, 2, 3, 4, 5, 8, 9]);
     let side = prop::sample::select(vec![1_usize, 2, 3, 4, 7, 8, 14, 16, 24]);
     let extents = (1_usize..4, 1_usize..5, 1_usize..4, columns, side.clone(), side);
     let crop = prop::sample::select(vec![(0_usize, 0_usize), (0, 0), (16, 0), (16, 16), (5, 0), (0, 3)]);
@@ -437,7 +437,7 @@ mod traffic {
             patches(&turn.device, &turn.stream, &images, [side, side], &mean, &std, &mut view).unwrap();
         });
         let over = traffic.over(count * (size_of::<P>() + size_of::<T>()));
-        println!("  {:.1} instructions a lane and value", traffic.instructions() * 32.0 / count as f64);
+        println!("  {:.1} instructions a value", traffic.instructions() * 32.0 / count as f64);
         assert!(over <= 1.05, "{over}");
         traffic
     }
@@ -454,7 +454,7 @@ mod traffic {
                 assert!(!traffic.kernel().contains("pair") && !traffic.kernel().contains("single"));
                 assert_eq!(traffic.stores(), 1.0);
             }
-            let traffic = patch_traffic::<u8, f16>(&turn, 14, 70, interleaved);
+            let traffic = patch_traffic::<u8, f16>(&turn, 14, 112, interleaved);
             assert!(traffic.kernel().ends_with("pair"), "{}", traffic.kernel());
             // Rows of 1,176 bytes: three of four start within a sector, which costs each request of 128 bytes a fifth.
             assert!(traffic.stores() > 0.8);
