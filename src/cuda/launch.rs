@@ -110,6 +110,14 @@ pub(super) fn int(op: &'static str, what: &str, n: usize) -> Result<i32> {
     i32::try_from(n).map_err(|_| Error::argument(op, format!("{n} {what} are more than 2^31 - 1")))
 }
 
+/// The length of a row or column that a block goes along in strides of up to 2^14, as the kernels' 32-bit integers.
+pub(super) fn length(op: &'static str, what: &str, n: usize) -> Result<i32> {
+    i32::try_from(n)
+        .ok()
+        .filter(|&n| n <= i32::MAX - (1 << 14))
+        .ok_or_else(|| Error::argument(op, format!("{n} {what} are more than 2^31 - 2^14 - 1")))
+}
+
 /// Rows of all images as the kernels count them; the last block counts up to three rows too many.
 pub(super) fn rows(op: &'static str, images: usize, tokens: usize) -> Result<i32> {
     let rows = images.saturating_mul(tokens);
@@ -142,6 +150,15 @@ mod tests {
             }
         }
         assert!(Divisor::new("op", "things", 1 << 31).is_err());
+    }
+
+    #[test]
+    fn a_length_leaves_room_for_one_more_stride() {
+        let longest = i32::MAX as usize - (1 << 14);
+        assert!(length("op", "values", longest).is_ok());
+        let message = length("op", "values", longest + 1).unwrap_err().to_string();
+        assert!(message.contains("2147467264 values are more than"), "{message}");
+        assert!(length("op", "values", usize::MAX).is_err());
     }
 
     #[test]

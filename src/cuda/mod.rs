@@ -67,6 +67,7 @@ pub mod merge;
 pub mod norm;
 mod nvtx;
 pub mod patch;
+mod pixels;
 pub mod plan;
 pub mod reduce;
 pub mod select;

@@ -7,7 +7,7 @@ use super::{
     DType, Device, DevicePointer, Element, Strided,
     borrow::Borrow,
     image::{Module, TypedKernels},
-    launch::{ITEM_THREADS, Shape, images_a_launch, int, launch},
+    launch::{ITEM_THREADS, Shape, images_a_launch, int, launch, length},
     nvtx,
     strided::check_pointer,
     tokens::columns_a_block,
@@ -144,8 +144,8 @@ pub unsafe fn reduce_raw(
         out: 0,
         strides: x.kernel_strides(),
         rows: 0,
-        tokens: int(OP, "rows", tokens)?,
-        width: int(OP, "values a row", width)?,
+        tokens: length(OP, "rows", tokens)?,
+        width: length(OP, "values a row", width)?,
         segments: int(OP, "blocks an image", segments)?,
     };
     let results = reduction.results(x.shape);

@@ -7,7 +7,7 @@ use super::{
     DType, Device, DevicePointer, Element, Strided,
     borrow::Borrow,
     image::{Module, TypedKernels},
-    launch::{Shape, int, launch, rows},
+    launch::{Shape, int, launch, length, rows},
     nvtx,
     strided::{check_pointer, is_wide},
 };
@@ -143,7 +143,7 @@ pub unsafe fn softmax_raw(
         out_strides: out.kernel_strides(),
         rows,
         rows_an_image: int(OP, "rows", rows_an_image)?,
-        width: int(OP, "values a row", width)?,
+        width: length(OP, "values a row", width)?,
         scale,
     };
     let shape = Shape { grid: rows.unsigned_abs().div_ceil(rows_a_block), block, shared_bytes: 0 };

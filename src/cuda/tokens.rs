@@ -9,7 +9,7 @@ use super::{
     DType, Device, DevicePointer, Element, Strided,
     borrow::Borrow,
     image::{CopyKernels, Module, TypedKernels},
-    launch::{Divisor, ITEM_THREADS, Shape, images_a_launch, int, item_shape, launch},
+    launch::{Divisor, ITEM_THREADS, Shape, images_a_launch, int, item_shape, launch, length},
     nvtx,
     strided::{WIDE_BYTES, check_pointer},
 };
@@ -228,7 +228,7 @@ pub unsafe fn mean_tokens_raw(
         x_strides: rest.kernel_strides(),
         out_stride: out.kernel_strides()[0],
         sizes_stride: i64::try_from(n).unwrap_or(i64::MAX),
-        tokens: int(MEAN, "tokens", n - first)?,
+        tokens: length(MEAN, "tokens", n - first)?,
         width: int(MEAN, "values a token", width)?,
         segments: int(MEAN, "blocks an image", segments)?,
         reserved: 0,
