@@ -18,6 +18,7 @@
 #include "element.cuh"
 #include "order.cuh"
 #include "reduce.cuh"
+#include "sort.cuh"
 
 namespace {
 
@@ -43,8 +44,6 @@ constexpr int kSortTokens = 16384;
 constexpr int kSortThreads = 1024;
 // Words of 32 tokens, in pairs: a count for each word would not fit beside 16,384 places where a block has 99 KiB.
 constexpr int kPairs = kSortTokens / (2 * fv::kWarp);
-// A place of the sort that holds no token; larger than every token.
-constexpr uint16_t kNoToken = 0xffff;
 
 template <class E>
 __device__ __forceinline__ float mean_score(const SelectParams& p, int token) {
@@ -110,23 +109,7 @@ __device__ __forceinline__ void select_by_rank(const SelectParams& p) {
     plan.write_offsets();
     __syncthreads();
 
-    // Equal keys precede where their index is lower: in the warps below by >=, in the warps above by >. Four keys a load,
-    // the same for all lanes.
-    const int tile = token - fv::lane_id();
-    int rank = 0;
-    for (int j = 0; j < tile; j += 4) {
-        const uint4 four = *reinterpret_cast<const uint4*>(keys + j);
-        rank += (four.x >= key) + (four.y >= key) + (four.z >= key) + (four.w >= key);
-    }
-    for (int j = tile; j < tile + fv::kWarp; j += 4) {
-        const uint4 four = *reinterpret_cast<const uint4*>(keys + j);
-        rank += (four.x + (j < token) > key) + (four.y + (j + 1 < token) > key) + (four.z + (j + 2 < token) > key) +
-                (four.w + (j + 3 < token) > key);
-    }
-    for (int j = tile + fv::kWarp; j < static_cast<int>(blockDim.x); j += 4) {
-        const uint4 four = *reinterpret_cast<const uint4*>(keys + j);
-        rank += (four.x > key) + (four.y > key) + (four.z > key) + (four.w > key);
-    }
+    const int rank = fv::rank_among(keys, blockDim.x, token - fv::lane_id(), key);
 
     const bool rest = candidate && rank >= p.keep;
     const uint32_t word = __ballot_sync(fv::kFullWarp, rest);
@@ -147,7 +130,7 @@ __device__ __forceinline__ void select_by_rank(const SelectParams& p) {
     }
 }
 
-// A bitonic network over (key, token) in shared memory.
+// By the network of sort.cuh, in shared memory.
 template <class E>
 __device__ __forceinline__ void select_by_sort(const SelectParams& p) {
     extern __shared__ uint32_t sort_keys[];  // [places], then the tokens, [places]
@@ -163,7 +146,7 @@ __device__ __forceinline__ void select_by_sort(const SelectParams& p) {
     for (int i = thread; i < p.places; i += threads) {
         const int token = p.special + i;
         sort_keys[i] = i < candidates ? fv::order_key(mean_score<E>(p, token)) : fv::kAbsent;
-        sort_tokens[i] = i < candidates ? static_cast<uint16_t>(token) : kNoToken;
+        sort_tokens[i] = i < candidates ? static_cast<uint16_t>(token) : fv::kNoToken;
     }
     for (int i = thread; i < kSortTokens / fv::kWarp; i += threads) {
         rest_words[i] = 0;
@@ -174,35 +157,7 @@ __device__ __forceinline__ void select_by_sort(const SelectParams& p) {
     plan.write_offsets();
     __syncthreads();
 
-    for (int run = 2; run <= p.places; run *= 2) {
-        for (int stride = run / 2; stride > 0; stride /= 2) {
-            for (int pair = thread; pair < p.places / 2; pair += threads) {
-                const int low = 2 * pair - (pair & (stride - 1));
-                const int high = low + stride;
-                const uint32_t low_key = sort_keys[low];
-                const uint32_t high_key = sort_keys[high];
-                const uint16_t low_token = sort_tokens[low];
-                const uint16_t high_token = sort_tokens[high];
-                const bool wrong =
-                    high_key > low_key || (high_key == low_key && high_token < low_token);
-                // Runs alternate in direction until the last one; equal places hold no token and may change sides.
-                if (wrong == ((low & run) == 0)) {
-                    sort_keys[low] = high_key;
-                    sort_keys[high] = low_key;
-                    sort_tokens[low] = high_token;
-                    sort_tokens[high] = low_token;
-                }
-            }
-            // Up to stride 32 a warp's 32 pairs stay within the same 64 places from step to step.
-            const int next = stride > 1 ? stride / 2 : run;
-            if (stride <= fv::kWarp && next <= fv::kWarp) {
-                __syncwarp();
-            } else {
-                __syncthreads();
-            }
-        }
-    }
-    __syncthreads();
+    fv::sort_places(sort_keys, sort_tokens, p.places);
 
     // The rest by index: a bit a token, then how many bits stand below each word.
     for (int place = p.keep + thread; place < candidates; place += threads) {

@@ -154,11 +154,20 @@ impl CopyKernels {
     }
 }
 
+/// The kernels of matching.
+#[derive(Debug)]
+pub(super) struct MatchingKernels {
+    /// By the widest row that each holds, ascending.
+    pub(super) resident: [TypedKernels; 2],
+    pub(super) tiles: TypedKernels,
+}
+
 /// All kernels of a device, loaded when the device is opened: no operation loads anything, so all can be captured.
 #[derive(Debug)]
 pub(super) struct Kernels {
     pub(super) attention: AttentionKernels,
     pub(super) layer_norm: RowKernels,
+    pub(super) matching: MatchingKernels,
     pub(super) merge: RowKernels,
     pub(super) unmerge: CopyKernels,
     pub(super) activation: ActivationKernels,
@@ -190,9 +199,17 @@ impl Kernels {
         let module = |file: &'static str| Module::load(context, device, file);
         let (norm, merge, plan, select) =
             (module("norm")?, module("merge")?, module("plan")?, module("select")?);
+        let matching = module("matching")?;
         Ok(Self {
             attention: AttentionKernels::load(module)?,
             layer_norm: RowKernels::load(&norm, "fv_layer_norm")?,
+            matching: MatchingKernels {
+                resident: [
+                    TypedKernels::load(&matching, "fv_match_resident_64")?,
+                    TypedKernels::load(&matching, "fv_match_resident_96")?,
+                ],
+                tiles: TypedKernels::load(&matching, "fv_match_tiles")?,
+            },
             merge: RowKernels::load(&merge, "fv_merge")?,
             unmerge: CopyKernels::load(&merge, "fv_unmerge")?,
             activation: ActivationKernels::load(&module("activation")?)?,

@@ -12,6 +12,7 @@
 //! | [`linear`] | cuBLASLt | [`Backend::linear`] |
 //! | [`activation`] | kernels/activation.cu | [`Activation`](crate::model::Activation) |
 //! | [`head_norm`] | `kernels/head_norm.cu` | [`Backend::head_norm`] |
+//! | [`matching`] | kernels/matching.cu | [`Backend::matching`] |
 //! | [`merge`] | kernels/merge.cu | [`Backend::merge`], [`Backend::unmerge`] |
 //! | [`patch`] | kernels/patch.cu | [`Backend::patches`], [`Backend::embed`] |
 //! | [`plan`] | kernels/plan.cu | [`TokenPlan::then`] |
@@ -43,6 +44,7 @@
 //! [`Backend::attention_reduced`]: crate::backend::Backend::attention_reduced
 //! [`Backend::layer_norm`]: crate::backend::Backend::layer_norm
 //! [`Backend::linear`]: crate::backend::Backend::linear
+//! [`Backend::matching`]: crate::backend::Backend::matching
 //! [`Backend::merge`]: crate::backend::Backend::merge
 //! [`Backend::unmerge`]: crate::backend::Backend::unmerge
 //! [`Backend::head_norm`]: crate::backend::Backend::head_norm
@@ -63,6 +65,7 @@ pub mod head_norm;
 mod image;
 mod launch;
 pub mod linear;
+pub mod matching;
 pub mod merge;
 pub mod norm;
 mod nvtx;

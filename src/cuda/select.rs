@@ -6,9 +6,9 @@ use cudarc::driver::{CudaStream, CudaView, DeviceRepr, sys};
 use super::{
     DType, Device, DevicePlan, DevicePointer, Element, PlanPointers, Strided,
     borrow::Borrow,
-    image::{Kernel, Kernels},
+    image::{Kernel, Kernels, TypedKernels},
     launch::{Shape, int, launch},
-    nvtx, plan,
+    matching, nvtx, plan,
 };
 use crate::{Error, Result};
 
@@ -175,7 +175,14 @@ pub unsafe fn select_raw(
 pub(super) fn permit_shared_memory(kernels: &Kernels, device: &str, limit: i32) -> Result<()> {
     let sorts = kernels.select_sort.all().iter().map(|kernel| (kernel, PLACE_BYTES * MOST_TOKENS));
     let composes = std::iter::once((&kernels.compose, plan::MOST_TOKENS * size_of::<i32>()));
-    sorts.chain(composes).try_for_each(|(kernel, bytes)| permit(kernel, bytes, device, limit))
+    let resident = kernels.matching.resident.iter().flat_map(TypedKernels::all);
+    let resident = resident.map(|kernel| (kernel, matching::RESIDENT_BYTES));
+    let tiles = kernels.matching.tiles.all().iter().map(|kernel| (kernel, matching::TILES_MOST_BYTES));
+    sorts
+        .chain(composes)
+        .chain(resident)
+        .chain(tiles)
+        .try_for_each(|(kernel, bytes)| permit(kernel, bytes, device, limit))
 }
 
 /// Lets a kernel have `bytes` of dynamic shared memory.

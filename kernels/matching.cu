@@ -1,0 +1,460 @@
+// matching.cu - bipartite soft matching (ToMe, section 3; MCTF, section 3.2) into a token plan. No similarity is written.
+//
+// Maths:   set A = tokens at even positions, B = tokens at odd ones, special tokens (the first) aside.
+//          row[n] = metric[n], or the sum over heads of its keys;  cosine[i][j] = <a_i, b_j> / (|a_i| |b_j|), 0 for a row
+//          of zeros;  score = cosine, or max((cosine+1)/2, 0)^e * c_i * c_j with a token's criteria c =
+//          (1/received / max)^e' * (1/size / max)^e''.
+//          A chooses its best partner in B; by descending score the first `forward` go into theirs. Both ways: B then
+//          chooses among the A that stay, by the same scores, and the first merges - forward go there with what they
+//          took in. Precedence is order.cuh's: ties to the lower index, NaN last. Output: special tokens, A that
+//          stays (ascending, or by descending score without special tokens), B that stays (ascending; both ways by
+//          descending score).
+// Shapes:  metric (B, N, heads*D), last axis contiguous;  received, informativeness (B, H, N);  sizes (B, N);  the plan as
+//          src/plan.rs: offsets (B, M+1), members, weights, groups (B, N), M = N - merges.
+// Launch:  fv_match_resident_*: one block of 512 an image, one way only; dynamic shared N rows of D rounded up to 16, plus
+//          4, words. N to 512, D to 128.
+//          fv_match_tiles_*: grid B * (A or B tokens / 32, rounded up), block 128; dynamic shared a tile, or what the
+//          ordered part takes. One launch one way, two both ways (forth, back). N to 16,384, any D.
+//          The last block of an image to arrive orders it. The counter of arrivals is atomic, what the last block then
+//          computes does not depend on who it is.
+// Cost:    reads the metric once from memory, 4*H*N a score tensor, and writes 4*(3N + M+1) an image. |A|*|B|*D fused
+//          multiply-adds an image and way: for 197 tokens of 64 values 98*98*64/32 = 19,208 warp instructions. All in f32:
+//          products of rounded rows, or of f16 and bf16 on matrix units, change who is chosen.
+//          resident: 64 multiply-adds for 8 shared loads of 16 bytes, with whole groups of 4 x 8 pairs: 92 % of the
+//          multiply-adds are wanted at N = 197. tiles: the same with groups of 8 x 16; rows come from L2, 21
+//          multiply-adds for each value loaded.
+
+#include "match_params.cuh"
+#include "match_plan.cuh"
+#include "match_similarity.cuh"
+
+namespace {
+
+using fv::MatchParams;
+
+constexpr int kResidentTokens = 512;
+constexpr int kResidentThreads = 512;
+constexpr int kResidentWarps = kResidentThreads / fv::kWarp;
+// Values a lane holds of a row while it is loaded: a team holds 128.
+constexpr int kHeld = 16;
+constexpr int kHeadsTogether = 3;
+// Columns of a warp's step over B, and quads of the rows it unrolls.
+constexpr int kColumns = 3;
+constexpr int kResidentUnroll = 2;
+
+constexpr int kTileThreads = 128;
+// Rows of a tile: 2 warps of 4 lanes, 4 rows each, against 2 warps of 8 lanes, kColumns columns each.
+constexpr int kTileA = 32;
+constexpr int kTileB = 16 * kColumns;
+// Columns of the rows that are in shared memory together, and from row to row: rows that follow each other start 4 banks apart.
+constexpr int kChunk = 32;
+constexpr int kChunkWords = kChunk + 4;
+
+// Shares [0, count) into `parts` runs of nearly equal length; where run `part` starts.
+__device__ __forceinline__ int share(int count, int parts, int part) { return part * count / parts; }
+
+// The rows that are compared, of length 1, into shared memory: those of A in whole groups of 4, then those of B in whole
+// groups of 8; what fills a group is 0.
+template <class E, int kRowWords>
+__device__ __forceinline__ void load_unit_rows(const MatchParams& p, const fv::Sides& sides, int rows_a, int rows_b,
+                                               float* rows) {
+    constexpr int kStep = 16 / sizeof(typename E::Storage);
+    const fv::MetricRows<E> metric(p, blockIdx.x);
+    const int lane = fv::lane_id() % fv::kTeam;
+    for (int base = 0; base < rows_a + rows_b; base += kResidentThreads / fv::kTeam) {
+        const int row = base + static_cast<int>(threadIdx.x) / fv::kTeam;
+        const int of_b = row - rows_a;
+        const int token = of_b < 0 ? sides.token_a(row) : sides.token_b(of_b);
+        float v[kHeld] = {};
+        if (of_b < 0 ? row < sides.a() : of_b < sides.b()) {
+#pragma unroll
+            for (int i = 0; i < kHeld / kStep; ++i) {
+                metric.template add<kStep, kHeadsTogether>(p.wide != 0, token, (i * fv::kTeam + lane) * kStep, v + i * kStep);
+            }
+        }
+        float squares = 0.0f;
+#pragma unroll
+        for (int i = 0; i < kHeld; ++i) {
+            squares = __fmaf_rn(v[i], v[i], squares);
+        }
+        squares = fv::team_add(squares);
+        float scale = 1.0f;
+        if (__any_sync(fv::kFullWarp, fv::needs_scale(squares))) {
+            float largest = 0.0f;
+#pragma unroll
+            for (int i = 0; i < kHeld; ++i) {
+                largest = fmaxf(largest, fabsf(v[i]));
+            }
+            largest = fv::team_max(largest);
+            scale = fv::needs_scale(squares) ? fv::scale_of(largest) : 1.0f;
+            squares = 0.0f;
+#pragma unroll
+            for (int i = 0; i < kHeld; ++i) {
+                v[i] *= scale;
+                squares = __fmaf_rn(v[i], v[i], squares);
+            }
+            squares = fv::team_add(squares);
+        }
+        const float factor = fv::inverse_length(squares, scale);
+        if (row < rows_a + rows_b) {
+            float* out = rows + row * kRowWords;
+#pragma unroll
+            for (int i = 0; i < kHeld / kStep; ++i) {
+                const int column = (i * fv::kTeam + lane) * kStep;
+#pragma unroll
+                for (int half = 0; half < kStep / 4; ++half) {
+                    // With two stores a lane, the upper lanes begin with the second: no two lanes meet in a bank.
+                    const bool swap = kStep == 8 && lane >= fv::kTeam / 2;
+                    const int mine = i * kStep + half * 4;
+                    const int other = i * kStep + (kStep / 4 - 1 - half) * 4;
+                    const float4 four = make_float4((swap ? v[other] : v[mine]) * factor,
+                                                    (swap ? v[other + 1] : v[mine + 1]) * factor,
+                                                    (swap ? v[other + 2] : v[mine + 2]) * factor,
+                                                    (swap ? v[other + 3] : v[mine + 3]) * factor);
+                    if (column < p.padded_width) {
+                        *reinterpret_cast<float4*>(out + column + (swap ? kStep - 4 - half * 4 : half * 4)) = four;
+                    }
+                }
+            }
+        }
+    }
+}
+
+template <class E, int kWidest>
+__device__ __forceinline__ void match_resident(const MatchParams& p) {
+    // Rows that follow each other start 4 banks apart.
+    constexpr int kRowWords = kWidest + 4;
+    extern __shared__ float4 shared_quads[];
+    auto* rows = reinterpret_cast<float*>(shared_quads);  // [A rounded up to 4, then B rounded up to 8][kRowWords]
+    __shared__ unsigned long long best[kResidentTokens / 2];
+    __shared__ alignas(16) uint32_t keys[kResidentTokens / 2];
+    __shared__ float criteria[kResidentTokens];
+    __shared__ int groups[kResidentTokens];
+    __shared__ int members[kResidentTokens];
+    __shared__ int counters[kResidentTokens];
+    __shared__ uint32_t extremes[2];
+    __shared__ fv::OrderScratch scratch;
+
+    const int64_t image = blockIdx.x;
+    const fv::Sides sides(p);
+    const int count_a = sides.a();
+    const int count_b = sides.b();
+    const int a_groups = (count_a + 3) / 4;
+    const int b_groups = (count_b + 7) / 8;
+    if (p.attraction != fv::kCosine) {
+        fv::find_extremes(p, image, extremes);
+        for (int token = threadIdx.x; token < p.tokens; token += kResidentThreads) {
+            criteria[token] = fv::criterion_of(p, image, token, extremes);
+        }
+    }
+    for (int i = threadIdx.x; i < kResidentTokens / 2; i += kResidentThreads) {
+        best[i] = 0;
+    }
+    load_unit_rows<E, kRowWords>(p, sides, 4 * a_groups, 8 * b_groups, rows);
+    __syncthreads();
+
+    // A warp takes up to 16 rows of A, four groups of four, and runs over B, or a part of it where there are more warps.
+    const int pieces = (a_groups + 3) / 4;
+    const int parts = pieces == 0 ? 0 : max(1, kResidentWarps / pieces);
+    const int lane_a = fv::lane_id() / fv::kTeam;
+    const int lane_b = fv::lane_id() % fv::kTeam;
+    for (int unit = fv::warp_id(); unit < pieces * parts; unit += kResidentWarps) {
+        const int a_group = share(a_groups, pieces, unit % pieces);
+        const int a_here = share(a_groups, pieces, unit % pieces + 1) - a_group;
+        const int b_group = share(b_groups, parts, unit / pieces);
+        const int b_here = share(b_groups, parts, unit / pieces + 1) - b_group;
+        const int first_a = 4 * a_group + lane_a;
+        const int first_b = 8 * b_group + lane_b;
+        const int steps = (b_here + kColumns - 1) / kColumns;
+        fv::Best seen[4];
+#pragma unroll 1
+        for (int step = steps - 1; step >= 0; --step) {
+            const int from = share(b_here, steps, step);
+            const int groups_here = share(b_here, steps, step + 1) - from;
+            const int at_b = first_b + 8 * from;
+            float sums[4][kColumns] = {};
+            fv::add_products_of<kResidentUnroll>(a_here, groups_here, rows + first_a * kRowWords, 4 * kRowWords,
+                                                 rows + (4 * a_groups + at_b) * kRowWords, 8 * kRowWords,
+                                                 p.padded_width / 4, sums);
+            if (p.attraction != fv::kCosine) {
+#pragma unroll
+                for (int j = 0; j < kColumns; ++j) {
+                    const float criterion = at_b + 8 * j < count_b ? criteria[sides.token_b(at_b + 8 * j)] : 0.0f;
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                        const int a = first_a + 4 * i;
+                        sums[i][j] = fv::criterion_of_cosine(sums[i][j], p.attraction, p.similarity_exponent) *
+                                     __fmul_rn(a < count_a ? criteria[sides.token_a(a)] : 0.0f, criterion);
+                    }
+                }
+            }
+#pragma unroll
+            for (int j = kColumns - 1; j >= 0; --j) {
+                if (j < groups_here && at_b + 8 * j < count_b) {
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                        seen[i].see(sums[i][j], at_b + 8 * j);
+                    }
+                }
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            // A lane without candidates has nothing to offer.
+            const bool saw = b_here > 0 && first_b < count_b;
+            const unsigned long long of_team = fv::team_best(saw ? seen[i].packed(first_b) : 0ull);
+            if (i < a_here && first_a + 4 * i < count_a && lane_b == 0) {
+                // A maximum of integers: the order does not show.
+                atomicMax(best + first_a + 4 * i, of_team);
+            }
+        }
+    }
+    __syncthreads();
+
+    for (int i = threadIdx.x; i < kResidentTokens / 2; i += kResidentThreads) {
+        if (i < count_a && best[i] == 0) {
+            best[i] = fv::kNobody;
+        }
+        keys[i] = i < count_a ? fv::key_of_packed(best[i]) : fv::kAbsent;
+    }
+    __syncthreads();
+    fv::place_a(p, sides, keys, [&](int i) { return sides.special_b + fv::index_of_packed(best[i]); }, groups, nullptr,
+                scratch);
+    fv::write_plan(p, image, groups, members, counters, scratch.totals);
+}
+
+// The rows of one side of a tile while they pass through shared memory.
+struct TileRows {
+    int token[kTileA + kTileB];      // -1: none
+    float scale[kTileA + kTileB];    // a power of two
+    float inverse[kTileA + kTileB];  // of the scaled row's length
+    float criterion[kTileA + kTileB];
+};
+
+template <class E>
+__device__ __forceinline__ void match_tiles(const MatchParams& p) {
+    extern __shared__ float4 shared_quads[];
+    auto* chunk = reinterpret_cast<float*>(shared_quads);  // [kTileA + kTileB][kChunkWords], later the ordered part's
+    __shared__ TileRows tile;
+    __shared__ unsigned long long best[kTileA];
+    __shared__ fv::OrderScratch scratch;
+    __shared__ uint32_t extremes[2];
+    __shared__ bool is_last;
+
+    constexpr int kRowsAtOnce = kTileThreads / fv::kTeam;  // 16
+    constexpr int kLoads = (kTileA + kTileB) / kRowsAtOnce;
+
+    const int64_t image = static_cast<int>(blockIdx.x) / p.tiles;
+    const int block_tile = static_cast<int>(blockIdx.x) % p.tiles;
+    const int thread = static_cast<int>(threadIdx.x);
+    const fv::Sides sides(p);
+    const bool from_a = p.direction != fv::kBack;
+    // Queries choose, candidates are chosen. Both are counted without special tokens.
+    const int queries = from_a ? sides.a() : sides.b();
+    const int candidates = from_a ? sides.b() : sides.kept_a;
+    int32_t* groups = p.groups + image * p.tokens;
+    int32_t* members = p.members + image * p.tokens;
+    float* weights = p.weights + image * p.tokens;
+    const auto query_token = [&](int i) { return from_a ? sides.token_a(i) : sides.token_b(i); };
+
+    const fv::MetricRows<E> metric(p, image);
+    const bool with_criteria = p.attraction != fv::kCosine;
+    if (with_criteria) {
+        fv::find_extremes(p, image, extremes);
+    }
+
+    // Whole groups, shared evenly over the tiles: 8 rows, 16 columns.
+    const int query_groups = (queries + 7) / 8;
+    const int first_query = 8 * share(query_groups, p.tiles, block_tile);
+    const int a_here = share(query_groups, p.tiles, block_tile + 1) - first_query / 8;
+    const int candidate_groups = (candidates + 15) / 16;
+    const int steps = (candidate_groups + kColumns - 1) / kColumns;
+
+    if (thread < kTileA) {
+        const int query = first_query + thread;
+        const bool held = thread < 8 * a_here && query < queries;
+        const int token = held ? query_token(query) : -1;
+        tile.token[thread] = token;
+        tile.scale[thread] = 1.0f;
+        tile.criterion[thread] = held && with_criteria ? fv::criterion_of(p, image, token, extremes) : 1.0f;
+        best[thread] = 0;
+    }
+
+    const int lane_a = fv::lane_id() / fv::kTeam + 4 * (fv::warp_id() / 2);  // [0, 8)
+    const int lane_b = fv::lane_id() % fv::kTeam + 8 * (fv::warp_id() % 2);  // [0, 16)
+    const int column = thread % fv::kTeam * 4;
+    fv::Best seen[4];
+#pragma unroll 1
+    for (int step = steps - 1; step >= 0; --step) {
+        const int first_candidate = 16 * share(candidate_groups, steps, step);
+        const int end_candidate = min(16 * share(candidate_groups, steps, step + 1), candidates);
+        const int b_here = (end_candidate - first_candidate + 15) / 16;
+        if (thread < kTileB) {
+            const int candidate = first_candidate + thread;
+            const bool held = candidate < end_candidate;
+            // Back: the list of the launch before.
+            const int token = !held ? -1 : from_a ? sides.token_b(candidate) : 2 * members[candidate];
+            tile.token[kTileA + thread] = token;
+            tile.scale[kTileA + thread] = 1.0f;
+            tile.criterion[kTileA + thread] = held && with_criteria ? fv::criterion_of(p, image, token, extremes) : 1.0f;
+        }
+        __syncthreads();
+
+        float sums[4][kColumns];
+        bool again = true;
+#pragma unroll 1
+        while (again) {
+            float squares[kLoads];
+#pragma unroll
+            for (int load = 0; load < kLoads; ++load) {
+                squares[load] = 0.0f;
+            }
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+#pragma unroll
+                for (int j = 0; j < kColumns; ++j) {
+                    sums[i][j] = 0.0f;
+                }
+            }
+#pragma unroll 1
+            for (int start = 0; start < p.width; start += kChunk) {
+#pragma unroll
+                for (int load = 0; load < kLoads; ++load) {
+                    const int row = load * kRowsAtOnce + thread / fv::kTeam;
+                    const int token = tile.token[row];
+                    const float scale = tile.scale[row];
+                    float v[4] = {};
+                    if (token >= 0) {
+                        metric.template add<4, 1>(p.wide != 0, token, start + column, v);
+                    }
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                        v[i] *= scale;
+                        squares[load] = __fmaf_rn(v[i], v[i], squares[load]);
+                    }
+                    *reinterpret_cast<float4*>(chunk + row * kChunkWords + column) = make_float4(v[0], v[1], v[2], v[3]);
+                }
+                __syncthreads();
+                fv::add_products_of<1>(a_here, b_here, chunk + lane_a * kChunkWords, 8 * kChunkWords,
+                                       chunk + (kTileA + lane_b) * kChunkWords, 16 * kChunkWords,
+                                       (min(kChunk, p.width - start) + 3) / 4, sums);
+                __syncthreads();
+            }
+            bool rescaled = false;
+#pragma unroll
+            for (int load = 0; load < kLoads; ++load) {
+                const int row = load * kRowsAtOnce + thread / fv::kTeam;
+                const float of_row = fv::team_add(squares[load]);
+                float scale = tile.scale[row];
+                if (__any_sync(fv::kFullWarp, scale == 1.0f && fv::needs_scale(of_row))) {
+                    float largest = 0.0f;
+                    const int token = tile.token[row];
+#pragma unroll 1
+                    for (int at = column; token >= 0 && at < p.width; at += kChunk) {
+                        float v[4] = {};
+                        metric.template add<4, 1>(p.wide != 0, token, at, v);
+                        largest = fmaxf(fmaxf(fmaxf(largest, fabsf(v[0])), fmaxf(fabsf(v[1]), fabsf(v[2]))), fabsf(v[3]));
+                    }
+                    largest = fv::team_max(largest);
+                    if (scale == 1.0f && fv::needs_scale(of_row)) {
+                        scale = fv::scale_of(largest);
+                        // A row of zeros stays as it is; its scale says that it has been looked at.
+                        rescaled = rescaled || scale != 0.0f;
+                    }
+                    __syncwarp();
+                }
+                if (column == 0) {
+                    tile.scale[row] = scale;
+                    tile.inverse[row] = fv::inverse_length(of_row, scale);
+                }
+            }
+            again = __syncthreads_or(rescaled) != 0;
+        }
+
+#pragma unroll
+        for (int j = kColumns - 1; j >= 0; --j) {
+            const int candidate = first_candidate + lane_b + 16 * j;
+            if (candidate < end_candidate) {
+                const int b = kTileA + lane_b + 16 * j;
+                const float inverse = tile.inverse[b];
+                const float criterion = tile.criterion[b];
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    const int a = lane_a + 8 * i;
+                    // The product of the two inverses first: forth and back give a pair the same bits.
+                    float score = __fmul_rn(sums[i][j], __fmul_rn(tile.inverse[a], inverse));
+                    if (with_criteria) {
+                        score = fv::criterion_of_cosine(score, p.attraction, p.similarity_exponent) *
+                                __fmul_rn(tile.criterion[a], criterion);
+                    }
+                    seen[i].see(score, candidate);
+                }
+            }
+        }
+        // The next step's tokens replace these.
+        __syncthreads();
+    }
+
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        // A lane without candidates has nothing to offer.
+        const unsigned long long of_team = fv::team_best(lane_b < candidates ? seen[i].packed(lane_b) : 0ull);
+        if (fv::lane_id() % fv::kTeam == 0) {
+            // A maximum of integers: the order does not show.
+            atomicMax(best + lane_a + 8 * i, of_team);
+        }
+    }
+    __syncthreads();
+    if (thread < kTileA && tile.token[thread] >= 0) {
+        const int token = tile.token[thread];
+        const unsigned long long mine = best[thread] == 0 ? fv::kNobody : best[thread];
+        // Until the order is known, the plan's arrays hold everyone's key and partner.
+        weights[token] = __uint_as_float(fv::key_of_packed(mine));
+        groups[token] = fv::index_of_packed(mine) + (from_a ? sides.special_b : 0);
+    }
+    __threadfence();
+    __syncthreads();
+    if (thread == 0) {
+        is_last = atomicAdd(p.arrived + image, 1u) + 1 == static_cast<uint32_t>(p.tiles);
+    }
+    __syncthreads();
+    if (!is_last) {
+        return;
+    }
+    __threadfence();
+    if (thread == 0) {
+        p.arrived[image] = 0;
+    }
+
+    auto* keys = reinterpret_cast<uint32_t*>(shared_quads);
+    for (int i = thread; i < (queries + fv::kWarp - 1) / fv::kWarp * fv::kWarp; i += kTileThreads) {
+        keys[i] = i < queries ? __float_as_uint(__ldcg(weights + query_token(i))) : fv::kAbsent;
+    }
+    __syncthreads();
+    if (from_a) {
+        fv::place_a(p, sides, keys, [&](int i) { return __ldcg(groups + sides.token_a(i)); }, groups, members, scratch);
+    } else {
+        fv::place_b(p, sides, keys, groups);
+    }
+    if (p.direction != fv::kForth) {
+        fv::write_plan(p, image, groups, members, reinterpret_cast<int*>(shared_quads), scratch.totals);
+    }
+}
+
+}  // namespace
+
+#define FV_MATCH_RESIDENT(NAME, E, WIDEST)                                                                    \
+    extern "C" __global__ void __launch_bounds__(kResidentThreads, 1)                                         \
+        NAME(const __grid_constant__ MatchParams p) {                                                         \
+        match_resident<E, WIDEST>(p);                                                                         \
+    }
+#define FV_MATCH(TYPE, E)                                                                                     \
+    FV_MATCH_RESIDENT(fv_match_resident_64_##TYPE, E, 64)                                                     \
+    FV_MATCH_RESIDENT(fv_match_resident_96_##TYPE, E, 96)                                                     \
+    extern "C" __global__ void __launch_bounds__(kTileThreads, 7)                                             \
+        fv_match_tiles_##TYPE(const __grid_constant__ MatchParams p) {                                        \
+        match_tiles<E>(p);                                                                                    \
+    }
+FV_MATCH(f32, fv::F32)
+FV_MATCH(f16, fv::F16)
+FV_MATCH(bf16, fv::Bf16)

@@ -1,0 +1,513 @@
+//! Bipartite soft matching into a token plan (kernels/matching.cu).
+
+use std::sync::Arc;
+
+use bytemuck::{Pod, Zeroable};
+use cudarc::driver::{
+    CudaSlice, CudaStream, CudaView, DevicePtrMut, DeviceRepr, DeviceSlice, DriverError, SyncOnDrop,
+};
+
+use super::{
+    DType, Device, DevicePlan, DevicePointer, Element, PlanPointers, Strided,
+    borrow::Borrow,
+    device::driver,
+    launch::{Shape, int, launch},
+    strided::{check_pointer, is_wide},
+};
+use crate::{Error, Result};
+
+const OP: &str = "matching";
+
+/// The most tokens an image may have.
+pub const MOST_TOKENS: usize = 16_384;
+
+/// Limits of the kernels that hold all rows of an image in shared memory: tokens, bytes of rows, and, for each kernel, values
+/// of a row.
+const RESIDENT_TOKENS: usize = 512;
+pub(super) const RESIDENT_BYTES: usize = 86_016;
+const RESIDENT_WIDTHS: [usize; 2] = [64, 96];
+const RESIDENT_THREADS: u32 = 512;
+
+/// The tiles kernel: threads, rows of A or B that a block works on, and bytes of the rows that pass through shared memory.
+const TILE_THREADS: u32 = 128;
+const TILE_ROWS: usize = 32;
+const TILE_BYTES: usize = (TILE_ROWS + 48) * 36 * 4;
+/// Up to this many tokens of a side are ranked by counting, beyond they are sorted, which takes a key and a token a place.
+const COUNTED: usize = 512;
+const PLACE_BYTES: usize = 6;
+/// What the tiles kernel may take of dynamic shared memory: a counter for each of the most output tokens.
+pub(super) const TILES_MOST_BYTES: usize = 4 * MOST_TOKENS;
+
+/// `MatchParams` of kernels/include/match_params.cuh.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct Params {
+    metric: DevicePointer,
+    informativeness: DevicePointer,
+    factor_sizes: DevicePointer,
+    received: DevicePointer,
+    sizes: DevicePointer,
+    offsets: DevicePointer,
+    members: DevicePointer,
+    weights: DevicePointer,
+    groups: DevicePointer,
+    arrived: DevicePointer,
+    metric_strides: [i64; 2],
+    informativeness_strides: [i64; 2],
+    received_strides: [i64; 2],
+    heads: i32,
+    width: i32,
+    tokens: i32,
+    special: i32,
+    merges: i32,
+    forward: i32,
+    informativeness_heads: i32,
+    received_heads: i32,
+    direction: i32,
+    attraction: i32,
+    wide: i32,
+    padded_width: i32,
+    tiles: i32,
+    similarity_exponent: f32,
+    informativeness_exponent: f32,
+    size_exponent: f32,
+}
+
+const _: () = assert!(
+    size_of::<Params>() == 192
+        && std::mem::offset_of!(Params, metric_strides) == 80
+        && std::mem::offset_of!(Params, heads) == 128
+        && std::mem::offset_of!(Params, similarity_exponent) == 180
+);
+
+// SAFETY: plain integers and floats in the kernel's layout, which both sides assert.
+unsafe impl DeviceRepr for Params {}
+
+/// `MatchParams::direction`.
+const ONE_WAY: i32 = 0;
+const FORTH: i32 = 1;
+const BACK: i32 = 2;
+
+/// The rows whose cosine similarity decides who is merged; `T` is a tensor of the storage type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metric<T> {
+    /// The mean over heads of the keys in a packed tensor (B, N, parts·H·D), parts in the order query, key (ToMe, section
+    /// 3.1).
+    Keys {
+        /// The packed tensor.
+        packed: T,
+        /// H.
+        heads: usize,
+        /// D.
+        head_dim: usize,
+    },
+    /// The rows of a tensor (B, N, C) themselves (MCTF: the residual stream).
+    Rows(T),
+}
+
+/// How similarity turns into the attraction of two tokens; `S` is a tensor (B, H, N) and `P` a row (B·N) of `f32`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Attraction<S, P> {
+    /// The cosine itself (ToMe).
+    Cosine,
+    /// MCTF's product of criteria (section 3.2), each raised to one over its temperature; temperature 0 switches a criterion
+    /// off.
+    MultiCriteria {
+        /// Temperature of `(cosine + 1)/2`.
+        tau_similarity: f64,
+        /// Attention received, (B, H, N), whose mean over heads counts, and the temperature of its inverse.
+        informativeness: (S, f64),
+        /// Token sizes, (B, N), and the temperature of their inverse.
+        size: (Option<P>, f64),
+    },
+}
+
+/// The weights with which the members of a group enter their output token; `S` and `P` as for [`Attraction`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weighting<S, P> {
+    /// The plain mean.
+    Uniform,
+    /// In proportion to size, (B, N); sizes are 1 when absent.
+    Size(Option<P>),
+    /// In proportion to size times attention received, (B, N) and (B, H, N).
+    SizeAndReceived(Option<P>, S),
+}
+
+/// What [`match_tokens`] reads: the fields of [`backend::Matching`](crate::backend::Matching).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Matching<T, S, P> {
+    /// What is compared.
+    pub metric: Metric<T>,
+    /// How attractive a similarity is.
+    pub attraction: Attraction<S, P>,
+    /// How a group's members are averaged.
+    pub weighting: Weighting<S, P>,
+    /// Tokens at the front that are neither merged away nor merged into.
+    pub special: usize,
+    /// Tokens to remove, at most `(N - special)/2`.
+    pub merges: usize,
+    /// Merge half of them from B into A, with the same scores (MCTF, section 3.2).
+    pub both_ways: bool,
+}
+
+/// A matching over cudarc's views.
+pub type MatchingViews<'a, T> =
+    Matching<Strided<CudaView<'a, T>>, Strided<CudaView<'a, f32>>, CudaView<'a, f32>>;
+
+/// A matching over device pointers.
+pub type MatchingPointers = Matching<Strided<DevicePointer>, Strided<DevicePointer>, DevicePointer>;
+
+/// The counters with which blocks tell who is the last of an image. Allocated once, for launches that follow each other on
+/// one stream: two matchings at a time need two of it.
+#[derive(Debug)]
+pub struct MatchingWorkspace {
+    arrived: CudaSlice<u32>,
+}
+
+impl MatchingWorkspace {
+    /// Counters for up to `batch` images.
+    ///
+    /// # Errors
+    /// [`Error::Driver`] when memory runs out.
+    pub fn new(stream: &Arc<CudaStream>, batch: usize) -> Result<Self> {
+        let arrived = stream
+            .alloc_zeros(batch.max(1))
+            .map_err(|error: DriverError| driver("allocating counters", error))?;
+        Ok(Self { arrived })
+    }
+
+    /// Images it has counters for.
+    pub fn batch(&self) -> usize {
+        self.arrived.len()
+    }
+}
+
+/// The arrays of a [`MatchingWorkspace`], for the `unsafe` entry point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MatchingScratch {
+    /// One `u32` an image: 0 before a launch, and 0 again after it.
+    pub arrived: DevicePointer,
+    /// How many there are.
+    pub batch: usize,
+}
+
+/// Writes the plan of a bipartite matching (ToMe, section 3; MCTF, section 3.2): what [`Backend::matching`] computes.
+///
+/// Similarities are products and sums in `f32` for every storage type: no matrix unit is used, since products of rounded
+/// rows change who is chosen. A score differs from its exact value by up to `4·eps·√D` (`eps = 2^-23`, `D` values a row) and,
+/// with criteria, by a few `eps` of itself; who is chosen is best within that. Equal tokens have equal scores to the bit, and
+/// then the lower index goes first. NaN scores come after every number; a row of zeros is similar to nothing.
+///
+/// One launch one way. Up to 512 tokens of up to 96 values whose rows fit 84 KiB as `f32`, padded (197 tokens of 64), one
+/// block holds an image; beyond, or both ways, blocks take 32 tokens of one side each against all of the other, in one
+/// launch for each way.
+///
+/// # Errors
+/// [`Error::Argument`] when shapes, counts or the plan's extents do not fit, a temperature is NaN, the workspace has too few
+/// counters, there are more than [`MOST_TOKENS`], or an argument lives in another context; [`Error::Launch`] when the
+/// driver refuses.
+///
+/// [`Backend::matching`]: crate::backend::Backend::matching
+pub fn match_tokens<T: Element>(
+    device: &Device,
+    stream: &CudaStream,
+    matching: &MatchingViews<'_, T>,
+    workspace: &mut MatchingWorkspace,
+    plan: &mut DevicePlan,
+) -> Result<()> {
+    let borrow = Borrow { op: OP, device, stream };
+    let mut guards: Vec<SyncOnDrop<'_>> = Vec::with_capacity(5);
+    let metric = match &matching.metric {
+        Metric::Rows(rows) => {
+            let (rows, guard) = borrow.read("metric", rows)?;
+            guards.push(guard);
+            Metric::Rows(rows)
+        }
+        &Metric::Keys { ref packed, heads, head_dim } => {
+            let (packed, guard) = borrow.read("packed heads", packed)?;
+            guards.push(guard);
+            Metric::Keys { packed, heads, head_dim }
+        }
+    };
+    let [batch, tokens, _] = metric.tensor().shape;
+    let length = batch.saturating_mul(tokens);
+    let attraction = match &matching.attraction {
+        Attraction::Cosine => Attraction::Cosine,
+        Attraction::MultiCriteria { tau_similarity, informativeness, size } => {
+            let (scores, guard) = borrow.read("informativeness", &informativeness.0)?;
+            guards.push(guard);
+            let sizes = read_sizes(borrow, "sizes of the attraction", size.0.as_ref(), length, &mut guards)?;
+            Attraction::MultiCriteria {
+                tau_similarity: *tau_similarity,
+                informativeness: (scores, informativeness.1),
+                size: (sizes, size.1),
+            }
+        }
+    };
+    let weighting = match &matching.weighting {
+        Weighting::Uniform => Weighting::Uniform,
+        Weighting::Size(sizes) => {
+            Weighting::Size(read_sizes(borrow, "sizes", sizes.as_ref(), length, &mut guards)?)
+        }
+        Weighting::SizeAndReceived(sizes, received) => {
+            let sizes = read_sizes(borrow, "sizes", sizes.as_ref(), length, &mut guards)?;
+            let (received, guard) = borrow.read("received", received)?;
+            guards.push(guard);
+            Weighting::SizeAndReceived(sizes, received)
+        }
+    };
+    let &Matching { special, merges, both_ways, .. } = matching;
+    let pointers = Matching { metric, attraction, weighting, special, merges, both_ways };
+    device.check_context(OP, "workspace", workspace.arrived.context())?;
+    let batch = workspace.batch();
+    let (arrived, _arrived) = workspace.arrived.device_ptr_mut(stream);
+    let (plan, _plan) = plan.write(OP, "plan", device, stream)?;
+    // SAFETY: every tensor lies within its view (checked above), which lives in the device's context and whose guard outlives
+    // the launch; plan and workspace own arrays of their extents and are borrowed mutably; only this function writes the
+    // counters, which were cleared when they were allocated.
+    unsafe {
+        match_tokens_raw(device, stream, T::DTYPE, &pointers, MatchingScratch { arrived, batch }, &plan)
+    }
+}
+
+/// A row of sizes, if there is one.
+fn read_sizes<'a>(
+    borrow: Borrow<'a>,
+    name: &str,
+    sizes: Option<&'a CudaView<'_, f32>>,
+    length: usize,
+    guards: &mut Vec<SyncOnDrop<'a>>,
+) -> Result<Option<DevicePointer>> {
+    let Some(sizes) = sizes else { return Ok(None) };
+    let (pointer, guard) = borrow.read_row(name, sizes, length)?;
+    guards.push(guard);
+    Ok(Some(pointer))
+}
+
+impl<T> Metric<T> {
+    fn tensor(&self) -> &T {
+        match self {
+            Self::Keys { packed: tensor, .. } | Self::Rows(tensor) => tensor,
+        }
+    }
+}
+
+/// [`match_tokens`] over device pointers.
+///
+/// # Errors
+/// As [`match_tokens`].
+///
+/// # Safety
+/// On `stream`, until it has passed these launches: every tensor must be the address of initialised values of its shape and
+/// strides (the metric's of type `dtype`, all others `f32`, rows of sizes B·N) in the device's memory that nobody writes; the
+/// plan's arrays must have its extents; `scratch` must hold its counters, all 0; and nobody else may touch plan or scratch.
+pub unsafe fn match_tokens_raw(
+    device: &Device,
+    stream: &CudaStream,
+    dtype: DType,
+    matching: &MatchingPointers,
+    scratch: MatchingScratch,
+    plan: &PlanPointers,
+) -> Result<()> {
+    device.check_stream(OP, stream)?;
+    plan.check(OP, "plan")?;
+    let params = parameters(dtype, matching, scratch, plan)?;
+    let [batch, tokens, _] = matching.metric.tensor().shape;
+    let images = int(OP, "images", batch)?.unsigned_abs();
+    let kernels = &device.kernels().matching;
+    if let Some((kernel, bytes)) = resident(&params, matching.both_ways) {
+        let shape = Shape { grid: images, block: RESIDENT_THREADS, shared_bytes: bytes };
+        // SAFETY: `Params` is the kernel's struct; the caller vouches for the memory behind it.
+        return unsafe { launch(stream, kernels.resident[kernel].pick(dtype), shape, &params) };
+    }
+    // Who chooses: A, then B.
+    let sides = [tokens.div_ceil(2) - matching.special.div_ceil(2), tokens / 2 - matching.special / 2];
+    let directions: &[i32] = if matching.both_ways { &[FORTH, BACK] } else { &[ONE_WAY] };
+    for (&direction, side) in directions.iter().zip(sides) {
+        // One block at least: somebody has to write the plan.
+        let tiles = side.div_ceil(TILE_ROWS).max(1);
+        let params = Params { direction, tiles: int(OP, "tiles", tiles)?, ..params };
+        let blocks = batch.saturating_mul(tiles);
+        let shape = Shape {
+            grid: int(OP, "blocks", blocks)?.unsigned_abs(),
+            block: TILE_THREADS,
+            shared_bytes: int(OP, "bytes", tiles_bytes(side, plan.tokens_out))?.unsigned_abs(),
+        };
+        // SAFETY: as above.
+        unsafe { launch(stream, kernels.tiles.pick(dtype), shape, &params)? };
+    }
+    Ok(())
+}
+
+/// Dynamic shared memory of the tiles kernel: the rows of a tile, or the keys of a side, or a counter for each output token.
+fn tiles_bytes(side: usize, tokens_out: usize) -> usize {
+    let keys =
+        if side <= COUNTED { 4 * side.next_multiple_of(32) } else { PLACE_BYTES * side.next_power_of_two() };
+    TILE_BYTES.max(keys).max(4 * tokens_out)
+}
+
+/// Which resident kernel serves, and its dynamic shared memory.
+fn resident(params: &Params, both_ways: bool) -> Option<(usize, u32)> {
+    let [tokens, special, width] = [params.tokens, params.special, params.width].map(i32::unsigned_abs);
+    if both_ways || tokens as usize > RESIDENT_TOKENS {
+        return None;
+    }
+    let kernel = RESIDENT_WIDTHS.iter().position(|&widest| width as usize <= widest)?;
+    let a = (tokens.div_ceil(2) - special.div_ceil(2)).next_multiple_of(4);
+    let b = (tokens / 2 - special / 2).next_multiple_of(8);
+    let bytes = 4 * (a + b) * (RESIDENT_WIDTHS[kernel] as u32 + 4);
+    (bytes as usize <= RESIDENT_BYTES).then_some((kernel, bytes))
+}
+
+/// Checks a matching and describes it to the kernels, all but the direction.
+fn parameters(
+    dtype: DType,
+    matching: &MatchingPointers,
+    scratch: MatchingScratch,
+    plan: &PlanPointers,
+) -> Result<Params> {
+    let (rows, first, heads, width) = match matching.metric {
+        Metric::Rows(rows) => {
+            rows.check(OP, "metric", dtype)?;
+            (rows, rows.data, 1, rows.shape[2])
+        }
+        Metric::Keys { packed, heads, head_dim } => {
+            packed.check(OP, "packed heads", dtype)?;
+            let all = heads.saturating_mul(head_dim);
+            if all == 0 || packed.shape[2] < all.saturating_mul(2) {
+                return Err(Error::argument(
+                    OP,
+                    format!(
+                        "packed rows of {} values hold no keys of {heads} heads of {head_dim} behind as many queries",
+                        packed.shape[2]
+                    ),
+                ));
+            }
+            (packed, packed.data + (all * dtype.bytes()) as u64, heads, head_dim)
+        }
+    };
+    let [batch, tokens, _] = rows.shape;
+    let &Matching { special, merges, both_ways, .. } = matching;
+    if tokens > MOST_TOKENS {
+        return Err(Error::argument(OP, format!("{tokens} tokens, at most {MOST_TOKENS}")));
+    }
+    if special > tokens || merges > (tokens - special) / 2 {
+        return Err(Error::argument(
+            OP,
+            format!(
+                "{merges} merges do not fit {tokens} tokens of which {special} are special; at most {} can be merged",
+                tokens.saturating_sub(special) / 2
+            ),
+        ));
+    }
+    if (plan.batch, plan.tokens_in, plan.tokens_out) != (batch, tokens, tokens - merges) {
+        return Err(Error::argument(
+            OP,
+            format!(
+                "the plan holds {} images of {} tokens that become {}, expected {batch} of {tokens} that become {}",
+                plan.batch,
+                plan.tokens_in,
+                plan.tokens_out,
+                tokens - merges
+            ),
+        ));
+    }
+    check_pointer(OP, "workspace", scratch.arrived, 4)?;
+    if scratch.batch < batch {
+        return Err(Error::argument(
+            OP,
+            format!("the workspace counts {} images, {batch} are to be matched", scratch.batch),
+        ));
+    }
+    let wide = rows.wide(dtype) && is_wide(first) && (width * dtype.bytes()).is_multiple_of(16);
+    let mut params = Params {
+        metric: first,
+        offsets: plan.offsets,
+        members: plan.members,
+        weights: plan.weights,
+        groups: plan.groups,
+        arrived: scratch.arrived,
+        metric_strides: rows.kernel_strides(),
+        heads: int(OP, "heads", heads)?,
+        width: int(OP, "values a row", width)?,
+        tokens: int(OP, "tokens", tokens)?,
+        special: int(OP, "special tokens", special)?,
+        merges: int(OP, "merges", merges)?,
+        forward: int(OP, "merges", if both_ways { merges / 2 } else { merges })?,
+        direction: ONE_WAY,
+        wide: i32::from(wide),
+        padded_width: int(OP, "values a row", width.next_multiple_of(8))?,
+        ..Params::zeroed()
+    };
+    attract(&mut params, &matching.attraction, [batch, tokens])?;
+    weigh(&mut params, &matching.weighting, [batch, tokens])?;
+    Ok(params)
+}
+
+/// Scores (B, H, N) that fit the metric.
+fn check_scores(scores: &Strided<DevicePointer>, name: &str, [batch, tokens]: [usize; 2]) -> Result<()> {
+    scores.check(OP, name, DType::F32)?;
+    scores.expect_shape(OP, name, [batch, scores.shape[1], tokens])
+}
+
+fn attract(
+    params: &mut Params,
+    attraction: &Attraction<Strided<DevicePointer>, DevicePointer>,
+    shape: [usize; 2],
+) -> Result<()> {
+    // What a criterion is raised to; 0, the neutral power, switches it off.
+    let exponent = |name: &str, temperature: f64| {
+        if temperature.is_nan() {
+            return Err(Error::argument(OP, format!("the temperature of the {name} is NaN")));
+        }
+        Ok(if temperature == 0.0 { 0.0 } else { (1.0 / temperature) as f32 })
+    };
+    let Attraction::MultiCriteria { tau_similarity, informativeness, size } = attraction else {
+        return Ok(());
+    };
+    params.similarity_exponent = exponent("similarity", *tau_similarity)?;
+    params.attraction = match params.similarity_exponent {
+        0.0 => 3,
+        1.0 => 1,
+        _ => 2,
+    };
+    let scores = &informativeness.0;
+    check_scores(scores, "informativeness", shape)?;
+    params.informativeness_exponent = exponent("informativeness", informativeness.1)?;
+    if params.informativeness_exponent != 0.0 {
+        params.informativeness = scores.data;
+        params.informativeness_strides = scores.kernel_strides();
+        params.informativeness_heads = int(OP, "heads", scores.shape[1])?;
+    }
+    params.size_exponent = exponent("size", size.1)?;
+    if let Some(sizes) = size.0 {
+        check_pointer(OP, "sizes of the attraction", sizes, 4)?;
+        if params.size_exponent != 0.0 {
+            params.factor_sizes = sizes;
+        }
+    }
+    Ok(())
+}
+
+fn weigh(
+    params: &mut Params,
+    weighting: &Weighting<Strided<DevicePointer>, DevicePointer>,
+    shape: [usize; 2],
+) -> Result<()> {
+    let (sizes, received) = match weighting {
+        Weighting::Uniform => (None, None),
+        Weighting::Size(sizes) => (*sizes, None),
+        Weighting::SizeAndReceived(sizes, received) => (*sizes, Some(received)),
+    };
+    if let Some(sizes) = sizes {
+        check_pointer(OP, "sizes", sizes, 4)?;
+        params.sizes = sizes;
+    }
+    if let Some(received) = received {
+        check_scores(received, "received", shape)?;
+        params.received = received.data;
+        params.received_strides = received.kernel_strides();
+        params.received_heads = int(OP, "heads", received.shape[1])?;
+    }
+    Ok(())
+}
