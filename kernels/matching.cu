@@ -40,7 +40,7 @@ constexpr int kHeld = 16;
 constexpr int kHeadsTogether = 3;
 // Columns of a warp's step over B, and quads of the rows it unrolls.
 constexpr int kColumns = 3;
-constexpr int kResidentUnroll = 2;
+constexpr int kResidentUnroll = 1;
 
 constexpr int kTileThreads = 128;
 // Rows of a tile: 2 warps of 4 lanes, 4 rows each, against 2 warps of 8 lanes, kColumns columns each.
@@ -166,7 +166,7 @@ __device__ __forceinline__ void match_resident(const MatchParams& p) {
         const int first_a = 4 * a_group + lane_a;
         const int first_b = 8 * b_group + lane_b;
         const int steps = (b_here + kColumns - 1) / kColumns;
-        fv::Best seen[4];
+        fv::Best seen;
 #pragma unroll 1
         for (int step = steps - 1; step >= 0; --step) {
             const int from = share(b_here, steps, step);
@@ -193,7 +193,7 @@ __device__ __forceinline__ void match_resident(const MatchParams& p) {
                 if (j < groups_here && at_b + 8 * j < count_b) {
 #pragma unroll
                     for (int i = 0; i < 4; ++i) {
-                        seen[i].see(sums[i][j], at_b + 8 * j);
+                        seen.see(i, sums[i][j], from + j);
                     }
                 }
             }
@@ -202,7 +202,7 @@ __device__ __forceinline__ void match_resident(const MatchParams& p) {
         for (int i = 0; i < 4; ++i) {
             // A lane without candidates has nothing to offer.
             const bool saw = b_here > 0 && first_b < count_b;
-            const unsigned long long of_team = fv::team_best(saw ? seen[i].packed(first_b) : 0ull);
+            const unsigned long long of_team = fv::team_best(saw ? seen.packed(i, first_b, 8) : 0ull);
             if (i < a_here && first_a + 4 * i < count_a && lane_b == 0) {
                 // A maximum of integers: the order does not show.
                 atomicMax(best + first_a + 4 * i, of_team);
@@ -223,18 +223,43 @@ __device__ __forceinline__ void match_resident(const MatchParams& p) {
     fv::write_plan(p, image, groups, members, counters, scratch.totals);
 }
 
-// The rows of one side of a tile while they pass through shared memory.
+// The rows of a tile, A's and B's, while they pass through shared memory.
+constexpr int kTileRows = kTileA + kTileB;
 struct TileRows {
-    int token[kTileA + kTileB];      // -1: none
-    float scale[kTileA + kTileB];    // a power of two
-    float inverse[kTileA + kTileB];  // of the scaled row's length
-    float criterion[kTileA + kTileB];
+    int token[kTileRows];       // -1: none, a row of zeros
+    float scale[kTileRows];     // 1 until a row turns out to need another
+    float squares[kTileRows];   // their sum after scaling
+    float inverse[kTileRows];   // of the scaled row's length
+    float criterion[kTileRows];
 };
+
+// Finds the scale of the rows that need one; rare. A row of zeros gets 0, which changes nothing and says that it has been
+// looked at. By all threads; ends in a barrier.
+template <class E>
+__device__ __forceinline__ void scale_rows(const fv::MetricRows<E>& metric, bool wide, TileRows& tile) {
+    const int column = static_cast<int>(threadIdx.x) % fv::kTeam * 4;
+#pragma unroll 1
+    for (int row = static_cast<int>(threadIdx.x) / fv::kTeam; row < kTileRows; row += kTileThreads / fv::kTeam) {
+        const int token = tile.token[row];
+        float largest = 0.0f;
+#pragma unroll 1
+        for (int at = column; token >= 0 && at < metric.width; at += kChunk) {
+            float v[4] = {};
+            metric.template add<4, 1>(wide, token, at, v);
+            largest = fmaxf(fmaxf(fmaxf(largest, fabsf(v[0])), fmaxf(fabsf(v[1]), fabsf(v[2]))), fabsf(v[3]));
+        }
+        largest = fv::team_max(largest);
+        if (column == 0 && tile.scale[row] == 1.0f && fv::needs_scale(tile.squares[row])) {
+            tile.scale[row] = fv::scale_of(largest);
+        }
+    }
+    __syncthreads();
+}
 
 template <class E>
 __device__ __forceinline__ void match_tiles(const MatchParams& p) {
     extern __shared__ float4 shared_quads[];
-    auto* chunk = reinterpret_cast<float*>(shared_quads);  // [kTileA + kTileB][kChunkWords], later the ordered part's
+    auto* chunk = reinterpret_cast<float*>(shared_quads);  // [kTileRows][kChunkWords], later the ordered part's
     __shared__ TileRows tile;
     __shared__ unsigned long long best[kTileA];
     __shared__ fv::OrderScratch scratch;
@@ -242,7 +267,7 @@ __device__ __forceinline__ void match_tiles(const MatchParams& p) {
     __shared__ bool is_last;
 
     constexpr int kRowsAtOnce = kTileThreads / fv::kTeam;  // 16
-    constexpr int kLoads = (kTileA + kTileB) / kRowsAtOnce;
+    constexpr int kLoads = kTileRows / kRowsAtOnce;
 
     const int64_t image = static_cast<int>(blockIdx.x) / p.tiles;
     const int block_tile = static_cast<int>(blockIdx.x) % p.tiles;
@@ -253,7 +278,7 @@ __device__ __forceinline__ void match_tiles(const MatchParams& p) {
     const int queries = from_a ? sides.a() : sides.b();
     const int candidates = from_a ? sides.b() : sides.kept_a;
     int32_t* groups = p.groups + image * p.tokens;
-    int32_t* members = p.members + image * p.tokens;
+    int32_t* stays = p.stays + image * sides.all_a;
     float* weights = p.weights + image * p.tokens;
     const auto query_token = [&](int i) { return from_a ? sides.token_a(i) : sides.token_b(i); };
 
@@ -275,15 +300,16 @@ __device__ __forceinline__ void match_tiles(const MatchParams& p) {
         const bool held = thread < 8 * a_here && query < queries;
         const int token = held ? query_token(query) : -1;
         tile.token[thread] = token;
-        tile.scale[thread] = 1.0f;
+        tile.scale[thread] = held ? 1.0f : 0.0f;
         tile.criterion[thread] = held && with_criteria ? fv::criterion_of(p, image, token, extremes) : 1.0f;
         best[thread] = 0;
     }
+    __syncthreads();
 
     const int lane_a = fv::lane_id() / fv::kTeam + 4 * (fv::warp_id() / 2);  // [0, 8)
     const int lane_b = fv::lane_id() % fv::kTeam + 8 * (fv::warp_id() % 2);  // [0, 16)
     const int column = thread % fv::kTeam * 4;
-    fv::Best seen[4];
+    fv::Best seen;
 #pragma unroll 1
     for (int step = steps - 1; step >= 0; --step) {
         const int first_candidate = 16 * share(candidate_groups, steps, step);
@@ -293,17 +319,17 @@ __device__ __forceinline__ void match_tiles(const MatchParams& p) {
             const int candidate = first_candidate + thread;
             const bool held = candidate < end_candidate;
             // Back: the list of the launch before.
-            const int token = !held ? -1 : from_a ? sides.token_b(candidate) : 2 * members[candidate];
+            const int token = !held ? -1 : from_a ? sides.token_b(candidate) : 2 * __ldg(stays + candidate);
             tile.token[kTileA + thread] = token;
-            tile.scale[kTileA + thread] = 1.0f;
+            tile.scale[kTileA + thread] = held ? 1.0f : 0.0f;
             tile.criterion[kTileA + thread] = held && with_criteria ? fv::criterion_of(p, image, token, extremes) : 1.0f;
         }
         __syncthreads();
 
         float sums[4][kColumns];
-        bool again = true;
+        // Again where a row's squares left the range of f32.
 #pragma unroll 1
-        while (again) {
+        for (bool odd = true; odd;) {
             float squares[kLoads];
 #pragma unroll
             for (int load = 0; load < kLoads; ++load) {
@@ -340,36 +366,24 @@ __device__ __forceinline__ void match_tiles(const MatchParams& p) {
                                        (min(kChunk, p.width - start) + 3) / 4, sums);
                 __syncthreads();
             }
-            bool rescaled = false;
 #pragma unroll
             for (int load = 0; load < kLoads; ++load) {
-                const int row = load * kRowsAtOnce + thread / fv::kTeam;
                 const float of_row = fv::team_add(squares[load]);
-                float scale = tile.scale[row];
-                if (__any_sync(fv::kFullWarp, scale == 1.0f && fv::needs_scale(of_row))) {
-                    float largest = 0.0f;
-                    const int token = tile.token[row];
-#pragma unroll 1
-                    for (int at = column; token >= 0 && at < p.width; at += kChunk) {
-                        float v[4] = {};
-                        metric.template add<4, 1>(p.wide != 0, token, at, v);
-                        largest = fmaxf(fmaxf(fmaxf(largest, fabsf(v[0])), fmaxf(fabsf(v[1]), fabsf(v[2]))), fabsf(v[3]));
-                    }
-                    largest = fv::team_max(largest);
-                    if (scale == 1.0f && fv::needs_scale(of_row)) {
-                        scale = fv::scale_of(largest);
-                        // A row of zeros stays as it is; its scale says that it has been looked at.
-                        rescaled = rescaled || scale != 0.0f;
-                    }
-                    __syncwarp();
-                }
                 if (column == 0) {
-                    tile.scale[row] = scale;
-                    tile.inverse[row] = fv::inverse_length(of_row, scale);
+                    tile.squares[load * kRowsAtOnce + thread / fv::kTeam] = of_row;
                 }
             }
-            again = __syncthreads_or(rescaled) != 0;
+            __syncthreads();
+            odd = __syncthreads_or(thread < kTileRows && tile.scale[thread] == 1.0f &&
+                                   fv::needs_scale(tile.squares[thread])) != 0;
+            if (odd) {
+                scale_rows(metric, p.wide != 0, tile);
+            }
         }
+        if (thread < kTileRows) {
+            tile.inverse[thread] = fv::inverse_length(tile.squares[thread], tile.scale[thread]);
+        }
+        __syncthreads();
 
 #pragma unroll
         for (int j = kColumns - 1; j >= 0; --j) {
@@ -387,7 +401,7 @@ __device__ __forceinline__ void match_tiles(const MatchParams& p) {
                         score = fv::criterion_of_cosine(score, p.attraction, p.similarity_exponent) *
                                 __fmul_rn(tile.criterion[a], criterion);
                     }
-                    seen[i].see(score, candidate);
+                    seen.see(i, score, first_candidate / 16 + j);
                 }
             }
         }
@@ -398,7 +412,7 @@ __device__ __forceinline__ void match_tiles(const MatchParams& p) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         // A lane without candidates has nothing to offer.
-        const unsigned long long of_team = fv::team_best(lane_b < candidates ? seen[i].packed(lane_b) : 0ull);
+        const unsigned long long of_team = fv::team_best(lane_b < candidates ? seen.packed(i, lane_b, 16) : 0ull);
         if (fv::lane_id() % fv::kTeam == 0) {
             // A maximum of integers: the order does not show.
             atomicMax(best + lane_a + 8 * i, of_team);
@@ -432,26 +446,27 @@ __device__ __forceinline__ void match_tiles(const MatchParams& p) {
     }
     __syncthreads();
     if (from_a) {
-        fv::place_a(p, sides, keys, [&](int i) { return __ldcg(groups + sides.token_a(i)); }, groups, members, scratch);
+        fv::place_a(p, sides, keys, [&](int i) { return __ldcg(groups + sides.token_a(i)); }, groups, stays, scratch);
     } else {
         fv::place_b(p, sides, keys, groups);
     }
     if (p.direction != fv::kForth) {
-        fv::write_plan(p, image, groups, members, reinterpret_cast<int*>(shared_quads), scratch.totals);
+        fv::write_plan(p, image, groups, p.members + image * p.tokens, reinterpret_cast<int*>(shared_quads),
+                       scratch.totals);
     }
 }
 
 }  // namespace
 
 #define FV_MATCH_RESIDENT(NAME, E, WIDEST)                                                                    \
-    extern "C" __global__ void __launch_bounds__(kResidentThreads, 1)                                         \
+    extern "C" __global__ void __launch_bounds__(kResidentThreads, 2)                                         \
         NAME(const __grid_constant__ MatchParams p) {                                                         \
         match_resident<E, WIDEST>(p);                                                                         \
     }
 #define FV_MATCH(TYPE, E)                                                                                     \
     FV_MATCH_RESIDENT(fv_match_resident_64_##TYPE, E, 64)                                                     \
     FV_MATCH_RESIDENT(fv_match_resident_96_##TYPE, E, 96)                                                     \
-    extern "C" __global__ void __launch_bounds__(kTileThreads, 7)                                             \
+    extern "C" __global__ void __launch_bounds__(kTileThreads, 8)                                             \
         fv_match_tiles_##TYPE(const __grid_constant__ MatchParams p) {                                        \
         match_tiles<E>(p);                                                                                    \
     }

@@ -19,6 +19,7 @@ struct MatchParams {
     float* weights;                 // (B, N)
     int32_t* groups;                // (B, N)
     uint32_t* arrived;              // (B): 0 before and after every launch; unused by the resident kernel
+    int32_t* stays;                 // (B, (N+1)/2): both ways, from forth to back
     int64_t metric_batch_stride, metric_token_stride;
     int64_t informativeness_batch_stride, informativeness_head_stride;
     int64_t received_batch_stride, received_head_stride;
@@ -37,8 +38,8 @@ struct MatchParams {
     int32_t tiles;                  // tiles kernel: blocks an image
     float similarity_exponent, informativeness_exponent, size_exponent;
 };
-static_assert(sizeof(MatchParams) == 192 && offsetof(MatchParams, metric_batch_stride) == 80 &&
-                  offsetof(MatchParams, heads) == 128 && offsetof(MatchParams, similarity_exponent) == 180,
+static_assert(sizeof(MatchParams) == 200 && offsetof(MatchParams, metric_batch_stride) == 88 &&
+                  offsetof(MatchParams, heads) == 136 && offsetof(MatchParams, similarity_exponent) == 188,
               "the launcher's layout");
 
 // MatchParams::direction. Both ways are two launches, forth and back.

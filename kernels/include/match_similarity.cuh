@@ -182,23 +182,37 @@ __device__ __forceinline__ void add_products_of(int a_count, int b_count, const 
     }
 }
 
-// The best of the candidates that one lane has seen, in descending order of their index, so that >= leaves the lowest of
-// equals. NaN is never chosen: a lane that has chosen nobody has seen nothing but NaN.
+// The best of the candidates that one lane has seen for each of its four rows, in descending order of their index, so that >=
+// leaves the lowest of equals. NaN is never chosen: a row that has chosen nobody has seen nothing but NaN, or nothing.
+// A candidate is remembered by its number in the order of this lane, 16 bits, two rows a register: 12 registers for these
+// would not fit beside a tile's sums.
 struct Best {
-    float score = __uint_as_float(0xff800000u);
-    int candidate = -1;
+    static constexpr uint32_t kNone = 0xffffu;
+    float scores[4];
+    uint32_t chosen[2];
 
-    __device__ __forceinline__ void see(float other, int index) {
-        if (other >= score) {
-            score = other;
-            candidate = index;
+    __device__ __forceinline__ Best() {
+#pragma unroll
+        for (int row = 0; row < 4; ++row) {
+            scores[row] = __uint_as_float(0xff800000u);
+            chosen[row / 2] = 0xffffffffu;
         }
     }
-    // As one number that ascends with precedence: the key above the complement of the index.
-    __device__ __forceinline__ unsigned long long packed(int lowest_seen) const {
-        const uint32_t key = candidate < 0 ? kNanKey : order_key(score);
-        const uint32_t index = static_cast<uint32_t>(candidate < 0 ? lowest_seen : candidate);
-        return static_cast<unsigned long long>(key) << 32 | (0xffffffffu - index);
+    __device__ __forceinline__ void see(int row, float score, int number) {
+        if (score >= scores[row]) {
+            scores[row] = score;
+            // Bytes 0 and 1 of the number into the row's half.
+            chosen[row / 2] = __byte_perm(chosen[row / 2], static_cast<uint32_t>(number), row % 2 == 0 ? 0x3254 : 0x5410);
+        }
+    }
+    __device__ __forceinline__ uint32_t number(int row) const { return chosen[row / 2] >> (16 * (row % 2)) & 0xffffu; }
+    // As one number that ascends with precedence: the key above the complement of the index of the candidate; number n has
+    // index first + n*step.
+    __device__ __forceinline__ unsigned long long packed(int row, int first, int step) const {
+        const bool none = number(row) == kNone;
+        const uint32_t key = none ? kNanKey : order_key(scores[row]);
+        const int index = none ? first : first + static_cast<int>(number(row)) * step;
+        return static_cast<unsigned long long>(key) << 32 | (0xffffffffu - static_cast<uint32_t>(index));
     }
 };
 

@@ -3,15 +3,14 @@
 use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
-use cudarc::driver::{
-    CudaSlice, CudaStream, CudaView, DevicePtrMut, DeviceRepr, DeviceSlice, DriverError, SyncOnDrop,
-};
+use cudarc::driver::{CudaSlice, CudaStream, CudaView, DevicePtrMut, DeviceRepr, DriverError, SyncOnDrop};
 
 use super::{
     DType, Device, DevicePlan, DevicePointer, Element, PlanPointers, Strided,
     borrow::Borrow,
     device::driver,
     launch::{Shape, int, launch},
+    nvtx,
     strided::{check_pointer, is_wide},
 };
 use crate::{Error, Result};
@@ -52,6 +51,7 @@ struct Params {
     weights: DevicePointer,
     groups: DevicePointer,
     arrived: DevicePointer,
+    stays: DevicePointer,
     metric_strides: [i64; 2],
     informativeness_strides: [i64; 2],
     received_strides: [i64; 2],
@@ -74,10 +74,10 @@ struct Params {
 }
 
 const _: () = assert!(
-    size_of::<Params>() == 192
-        && std::mem::offset_of!(Params, metric_strides) == 80
-        && std::mem::offset_of!(Params, heads) == 128
-        && std::mem::offset_of!(Params, similarity_exponent) == 180
+    size_of::<Params>() == 200
+        && std::mem::offset_of!(Params, metric_strides) == 88
+        && std::mem::offset_of!(Params, heads) == 136
+        && std::mem::offset_of!(Params, similarity_exponent) == 188
 );
 
 // SAFETY: plain integers and floats in the kernel's layout, which both sides assert.
@@ -157,38 +157,56 @@ pub type MatchingViews<'a, T> =
 /// A matching over device pointers.
 pub type MatchingPointers = Matching<Strided<DevicePointer>, Strided<DevicePointer>, DevicePointer>;
 
-/// The counters with which blocks tell who is the last of an image. Allocated once, for launches that follow each other on
-/// one stream: two matchings at a time need two of it.
+/// Memory that a matching needs beside its plan: the counters with which blocks tell who is the last of an image, and who
+/// stays of A between the two launches of both ways. Allocated once, for launches that follow each other on one stream: two
+/// matchings at a time need two of it.
 #[derive(Debug)]
 pub struct MatchingWorkspace {
     arrived: CudaSlice<u32>,
+    stays: CudaSlice<i32>,
+    tokens: usize,
 }
 
 impl MatchingWorkspace {
-    /// Counters for up to `batch` images.
+    /// Memory for up to `batch` images of up to `tokens` tokens.
     ///
     /// # Errors
-    /// [`Error::Driver`] when memory runs out.
-    pub fn new(stream: &Arc<CudaStream>, batch: usize) -> Result<Self> {
-        let arrived = stream
-            .alloc_zeros(batch.max(1))
-            .map_err(|error: DriverError| driver("allocating counters", error))?;
-        Ok(Self { arrived })
+    /// [`Error::Argument`] when those are not addressable; [`Error::Driver`] when memory runs out.
+    pub fn new(stream: &Arc<CudaStream>, batch: usize, tokens: usize) -> Result<Self> {
+        let failed = |error: DriverError| driver("allocating a workspace", error);
+        let stays = batch.checked_mul(tokens.div_ceil(2)).filter(|&n| i32::try_from(n).is_ok());
+        let stays = stays.ok_or_else(|| {
+            Error::argument(OP, format!("no workspace holds {batch} images of {tokens} tokens"))
+        })?;
+        Ok(Self {
+            arrived: stream.alloc_zeros(batch.max(1)).map_err(failed)?,
+            stays: stream.alloc_zeros(stays.max(1)).map_err(failed)?,
+            tokens,
+        })
     }
 
-    /// Images it has counters for.
+    /// Images it serves.
     pub fn batch(&self) -> usize {
         self.arrived.len()
+    }
+
+    /// Tokens of an image it serves.
+    pub fn tokens(&self) -> usize {
+        self.tokens
     }
 }
 
 /// The arrays of a [`MatchingWorkspace`], for the `unsafe` entry point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MatchingScratch {
-    /// One `u32` an image: 0 before a launch, and 0 again after it.
+    /// (batch) `u32`: 0 before a launch, and 0 again after it.
     pub arrived: DevicePointer,
-    /// How many there are.
+    /// (batch, tokens/2 rounded up) `i32`: anything.
+    pub stays: DevicePointer,
+    /// Images they serve.
     pub batch: usize,
+    /// Tokens of an image they serve.
+    pub tokens: usize,
 }
 
 /// Writes the plan of a bipartite matching (ToMe, section 3; MCTF, section 3.2): what [`Backend::matching`] computes.
@@ -203,8 +221,8 @@ pub struct MatchingScratch {
 /// launch for each way.
 ///
 /// # Errors
-/// [`Error::Argument`] when shapes, counts or the plan's extents do not fit, a temperature is NaN, the workspace has too few
-/// counters, there are more than [`MOST_TOKENS`], or an argument lives in another context; [`Error::Launch`] when the
+/// [`Error::Argument`] when shapes, counts or the plan's extents do not fit, a temperature is NaN, the workspace is too
+/// small, there are more than [`MOST_TOKENS`], or an argument lives in another context; [`Error::Launch`] when the
 /// driver refuses.
 ///
 /// [`Backend::matching`]: crate::backend::Backend::matching
@@ -259,15 +277,15 @@ pub fn match_tokens<T: Element>(
     let &Matching { special, merges, both_ways, .. } = matching;
     let pointers = Matching { metric, attraction, weighting, special, merges, both_ways };
     device.check_context(OP, "workspace", workspace.arrived.context())?;
-    let batch = workspace.batch();
+    let (batch, tokens) = (workspace.batch(), workspace.tokens);
     let (arrived, _arrived) = workspace.arrived.device_ptr_mut(stream);
+    let (stays, _stays) = workspace.stays.device_ptr_mut(stream);
+    let scratch = MatchingScratch { arrived, stays, batch, tokens };
     let (plan, _plan) = plan.write(OP, "plan", device, stream)?;
     // SAFETY: every tensor lies within its view (checked above), which lives in the device's context and whose guard outlives
     // the launch; plan and workspace own arrays of their extents and are borrowed mutably; only this function writes the
     // counters, which were cleared when they were allocated.
-    unsafe {
-        match_tokens_raw(device, stream, T::DTYPE, &pointers, MatchingScratch { arrived, batch }, &plan)
-    }
+    unsafe { match_tokens_raw(device, stream, T::DTYPE, &pointers, scratch, &plan) }
 }
 
 /// A row of sizes, if there is one.
@@ -300,7 +318,7 @@ impl<T> Metric<T> {
 /// # Safety
 /// On `stream`, until it has passed these launches: every tensor must be the address of initialised values of its shape and
 /// strides (the metric's of type `dtype`, all others `f32`, rows of sizes B·N) in the device's memory that nobody writes; the
-/// plan's arrays must have its extents; `scratch` must hold its counters, all 0; and nobody else may touch plan or scratch.
+/// plan's arrays must have its extents; `scratch` must hold its arrays, the counters all 0; and nobody else may touch plan or scratch.
 pub unsafe fn match_tokens_raw(
     device: &Device,
     stream: &CudaStream,
@@ -314,6 +332,7 @@ pub unsafe fn match_tokens_raw(
     let params = parameters(dtype, matching, scratch, plan)?;
     let [batch, tokens, _] = matching.metric.tensor().shape;
     let images = int(OP, "images", batch)?.unsigned_abs();
+    let _range = nvtx::range(OP);
     let kernels = &device.kernels().matching;
     if let Some((kernel, bytes)) = resident(&params, matching.both_ways) {
         let shape = Shape { grid: images, block: RESIDENT_THREADS, shared_bytes: bytes };
@@ -412,11 +431,15 @@ fn parameters(
             ),
         ));
     }
-    check_pointer(OP, "workspace", scratch.arrived, 4)?;
-    if scratch.batch < batch {
+    check_pointer(OP, "workspace: arrived", scratch.arrived, 4)?;
+    check_pointer(OP, "workspace: stays", scratch.stays, 4)?;
+    if scratch.batch < batch || scratch.tokens < tokens {
         return Err(Error::argument(
             OP,
-            format!("the workspace counts {} images, {batch} are to be matched", scratch.batch),
+            format!(
+                "the workspace serves {} images of {} tokens, {batch} of {tokens} are to be matched",
+                scratch.batch, scratch.tokens
+            ),
         ));
     }
     let wide = rows.wide(dtype) && is_wide(first) && (width * dtype.bytes()).is_multiple_of(16);
@@ -427,6 +450,7 @@ fn parameters(
         weights: plan.weights,
         groups: plan.groups,
         arrived: scratch.arrived,
+        stays: scratch.stays,
         metric_strides: rows.kernel_strides(),
         heads: int(OP, "heads", heads)?,
         width: int(OP, "values a row", width)?,

@@ -61,7 +61,7 @@ impl Scores {
         let score = attractions(matching, image).unwrap();
         let cosine = backend::Matching {
             attraction: Attraction::Cosine,
-            metric: match &matching.metric {
+            metric: match matching.metric {
                 backend::Metric::Rows(rows) => backend::Metric::Rows(rows),
                 backend::Metric::Keys(heads) => backend::Metric::Keys(heads),
             },
@@ -158,9 +158,11 @@ fn decided(scores: &Scores, matches: &Matches, special: usize) -> bool {
     if candidates.is_empty() {
         return true;
     }
-    let forward = matches.merged.iter().all(|&(a, b)| {
-        partner(a, b) && kept.iter().all(|&other| best(a).definite(best(other)))
-    }) && (special > 0 || kept.windows(2).all(|two| best(two[0]).definite(best(two[1]))));
+    let forward = matches
+        .merged
+        .iter()
+        .all(|&(a, b)| partner(a, b) && kept.iter().all(|&other| best(a).definite(best(other))))
+        && (special > 0 || kept.windows(2).all(|two| best(two[0]).definite(best(two[1]))));
     let Some(back) = &matches.back else { return forward };
     let at = |b: usize, place: usize| scores.pair(matches.kept[place], b);
     let places = || (0..matches.kept.len()).filter(|&place| matches.kept[place] >= sa);
@@ -187,31 +189,42 @@ fn optimal(scores: &Scores, case: &Case, groups: &[i32], image: usize) {
             (high.max(pair.high()), low.max(pair.low()))
         })
     };
-    let best: Vec<(f64, f64)> =
-        (0..na).map(|a| extreme(&mut (sb..nb).map(|b| scores.pair(a, b)))).collect();
-    // Of several A tokens in one group the least attracted stayed.
-    let mut kept: Vec<Option<usize>> = vec![None; tail - special];
-    for a in sa..na {
-        if let Some(slot) = (group(2 * a) - special < kept.len()).then(|| &mut kept[group(2 * a) - special]) {
-            if slot.is_none_or(|other| best[a].0 < best[other].0) {
-                *slot = Some(a);
-            }
-        }
+    let best: Vec<(f64, f64)> = (0..na).map(|a| extreme(&mut (sb..nb).map(|b| scores.pair(a, b)))).collect();
+    let chosen = |a: usize| {
+        (sb..nb).any(|b| group(2 * b + 1) == group(2 * a) && scores.pair(a, b).high() >= best[a].1)
+    };
+    // Of several A tokens in one group one stayed: the others have chosen a token of the group, and went before it.
+    let mut kept: Vec<usize> = Vec::new();
+    for slot in special..tail {
+        let here: Vec<usize> = (sa..na).filter(|&a| group(2 * a) == slot).collect();
+        let may_stay = |&&a: &&usize| {
+            here.iter().all(|&other| other == a || chosen(other) && best[other].0 >= best[a].1)
+        };
+        let after = kept.last().copied().filter(|_| special > 0);
+        let in_order = |&&a: &&usize| after.is_none_or(|before| a > before);
+        let stayed = if special > 0 {
+            here.iter().filter(may_stay).find(in_order)
+        } else {
+            here.iter().filter(may_stay).min_by(|&&a, &&b| best[a].0.total_cmp(&best[b].0))
+        };
+        kept.push(
+            *stayed.unwrap_or_else(|| panic!("image {image}: nobody of A may have stayed in {here:?}")),
+        );
     }
-    let kept: Vec<usize> = kept.into_iter().map(|a| a.expect("every group of A has one that stayed")).collect();
     let left: Vec<usize> = (sa..na).filter(|a| !kept.contains(a)).collect();
     assert_eq!(left.len(), forward, "image {image}: tokens that left A");
     for &a in &left {
-        let (_, least) = best[a];
-        let chosen = (sb..nb).any(|b| group(2 * b + 1) == group(2 * a) && scores.pair(a, b).high() >= least);
-        assert!(chosen, "image {image}: token {} has a better partner", 2 * a);
+        assert!(chosen(a), "image {image}: token {} has a better partner", 2 * a);
         for &other in &kept {
-            assert!(best[a].0 >= best[other].1, "image {image}: token {} should leave before {}", 2 * other, 2 * a);
+            assert!(
+                best[a].0 >= best[other].1,
+                "image {image}: token {} should leave before {}",
+                2 * other,
+                2 * a
+            );
         }
     }
-    if special > 0 {
-        assert!(kept.is_sorted(), "image {image}: A in order of position");
-    } else {
+    if special == 0 {
         descending(kept.iter().map(|&a| best[a]));
     }
     if !case.both_ways {
@@ -267,9 +280,8 @@ pub(crate) fn judge(case: &Case, data: &Data, plan: &TokenPlan) -> bool {
             let reference = backend::Backend::matching(&foveate::cpu::Cpu::new(), matching).unwrap();
             assert_eq!(planned(plan), planned(&reference));
         }
-        let sizes = |image: usize, token: usize| {
-            data.sizes.as_ref().map_or(1.0, |sizes| sizes.item(image)[token])
-        };
+        let sizes =
+            |image: usize, token: usize| data.sizes.as_ref().map_or(1.0, |sizes| sizes.item(image)[token]);
         let received = |image: usize, token: usize| {
             let scores = data.received.item(image);
             let heads = scores.len() / case.tokens;

@@ -9,9 +9,7 @@ use foveate::{
     backend::{self, Heads},
     cuda::{
         DevicePlan, Strided,
-        matching::{
-            Attraction, Matching, MatchingViews, MatchingWorkspace, Metric, Weighting, match_tokens,
-        },
+        matching::{Attraction, Matching, MatchingViews, MatchingWorkspace, Metric, Weighting, match_tokens},
     },
 };
 use foveate_device_tests::{Layout, Turn, Value, arrays, bits, groups_of, tensor};
@@ -133,13 +131,8 @@ impl Case {
         data: &Data,
         with: impl FnOnce(&backend::Matching<'_, Tensor>) -> R,
     ) -> R {
-        let heads = Heads {
-            packed: &data.metric,
-            heads: self.heads,
-            head_dim: self.width,
-            scale: 1.0,
-            sizes: None,
-        };
+        let heads =
+            Heads { packed: &data.metric, heads: self.heads, head_dim: self.width, scale: 1.0, sizes: None };
         let sizes = data.sizes.as_ref();
         with(&backend::Matching {
             metric: if self.heads == 0 {
@@ -147,13 +140,14 @@ impl Case {
             } else {
                 backend::Metric::Keys(&heads)
             },
-            attraction: self.temperatures.map_or(backend::Attraction::Cosine, |[similarity, received, size]| {
-                backend::Attraction::MultiCriteria {
+            attraction: self.temperatures.map_or(
+                backend::Attraction::Cosine,
+                |[similarity, received, size]| backend::Attraction::MultiCriteria {
                     tau_similarity: similarity,
                     informativeness: (&data.received, received),
                     size: (sizes, size),
-                }
-            }),
+                },
+            ),
             weighting: match self.weighting {
                 0 => backend::Weighting::Uniform,
                 1 => backend::Weighting::Size(sizes),
@@ -167,11 +161,8 @@ impl Case {
 
     /// The device's plan.
     pub(crate) fn on_device<T: Value>(&self, turn: &Turn, data: &Data) -> TokenPlan {
-        let layout = Layout {
-            shape: [self.batch, self.tokens, self.packed_width()],
-            gap: self.gap,
-            lead: self.lead,
-        };
+        let layout =
+            Layout { shape: [self.batch, self.tokens, self.packed_width()], gap: self.gap, lead: self.lead };
         let metric: CudaSlice<T> = turn.upload(&layout.spread(data.metric.data()));
         let received: CudaSlice<f32> = turn.upload(data.received.data());
         let sizes: Option<CudaSlice<f32>> = data.sizes.as_ref().map(|sizes| turn.upload(sizes.data()));
@@ -200,7 +191,7 @@ impl Case {
             merges: self.merges,
             both_ways: self.both_ways,
         };
-        let mut workspace = MatchingWorkspace::new(&turn.stream, self.batch).unwrap();
+        let mut workspace = MatchingWorkspace::new(&turn.stream, self.batch, self.tokens).unwrap();
         let (plan, groups) = launched(turn, &matching, &mut workspace, self.batch, self.tokens);
         assert_eq!(groups, groups_of(&plan), "groups are the inverse of the plan");
         plan
