@@ -11,10 +11,11 @@
 //          descending score).
 // Shapes:  metric (B, N, heads*D), last axis contiguous;  received, informativeness (B, H, N);  sizes (B, N);  the plan as
 //          src/plan.rs: offsets (B, M+1), members, weights, groups (B, N), M = N - merges.
-// Launch:  fv_match_resident_*: one block of 512 an image, one way only; dynamic shared N rows of D rounded up to 16, plus
-//          4, words. N to 512, D to 128.
-//          fv_match_tiles_*: grid B * (A or B tokens / 32, rounded up), block 128; dynamic shared a tile, or what the
-//          ordered part takes. One launch one way, two both ways (forth, back). N to 16,384, any D.
+// Launch:  fv_match_resident_W_*: cosine, one way; one block of 512 an image; dynamic shared W+4 words a row, A rounded up
+//          to 4, B to 8 rows. N to 512, D to W.
+//          fv_match_tiles_* (cosine), fv_match_criteria_*: grid B * (A or B tokens / 32, rounded up), block 128; dynamic
+//          shared a tile, or what the ordered part takes. One launch one way, two both ways (forth, back). N to 16,384,
+//          any D.
 //          The last block of an image to arrive orders it. The counter of arrivals is atomic, what the last block then
 //          computes does not depend on who it is.
 // Cost:    reads the metric once from memory, 4*H*N a score tensor, and writes 4*(3N + M+1) an image. |A|*|B|*D fused
@@ -40,7 +41,7 @@ constexpr int kHeld = 16;
 constexpr int kHeadsTogether = 3;
 // Columns of a warp's step over B, and quads of the rows it unrolls.
 constexpr int kColumns = 3;
-constexpr int kResidentUnroll = 1;
+constexpr int kResidentUnroll = 2;
 
 constexpr int kTileThreads = 128;
 // Rows of a tile: 2 warps of 4 lanes, 4 rows each, against 2 warps of 8 lanes, kColumns columns each.
@@ -102,17 +103,11 @@ __device__ __forceinline__ void load_unit_rows(const MatchParams& p, const fv::S
             for (int i = 0; i < kHeld / kStep; ++i) {
                 const int column = (i * fv::kTeam + lane) * kStep;
 #pragma unroll
-                for (int half = 0; half < kStep / 4; ++half) {
-                    // With two stores a lane, the upper lanes begin with the second: no two lanes meet in a bank.
-                    const bool swap = kStep == 8 && lane >= fv::kTeam / 2;
-                    const int mine = i * kStep + half * 4;
-                    const int other = i * kStep + (kStep / 4 - 1 - half) * 4;
-                    const float4 four = make_float4((swap ? v[other] : v[mine]) * factor,
-                                                    (swap ? v[other + 1] : v[mine + 1]) * factor,
-                                                    (swap ? v[other + 2] : v[mine + 2]) * factor,
-                                                    (swap ? v[other + 3] : v[mine + 3]) * factor);
+                for (int quad = 0; quad < kStep; quad += 4) {
                     if (column < p.padded_width) {
-                        *reinterpret_cast<float4*>(out + column + (swap ? kStep - 4 - half * 4 : half * 4)) = four;
+                        const float* x = v + i * kStep + quad;
+                        *reinterpret_cast<float4*>(out + column + quad) =
+                            make_float4(x[0] * factor, x[1] * factor, x[2] * factor, x[3] * factor);
                     }
                 }
             }
@@ -128,11 +123,9 @@ __device__ __forceinline__ void match_resident(const MatchParams& p) {
     auto* rows = reinterpret_cast<float*>(shared_quads);  // [A rounded up to 4, then B rounded up to 8][kRowWords]
     __shared__ unsigned long long best[kResidentTokens / 2];
     __shared__ alignas(16) uint32_t keys[kResidentTokens / 2];
-    __shared__ float criteria[kResidentTokens];
     __shared__ int groups[kResidentTokens];
     __shared__ int members[kResidentTokens];
     __shared__ int counters[kResidentTokens];
-    __shared__ uint32_t extremes[2];
     __shared__ fv::OrderScratch scratch;
 
     const int64_t image = blockIdx.x;
@@ -141,12 +134,6 @@ __device__ __forceinline__ void match_resident(const MatchParams& p) {
     const int count_b = sides.b();
     const int a_groups = (count_a + 3) / 4;
     const int b_groups = (count_b + 7) / 8;
-    if (p.attraction != fv::kCosine) {
-        fv::find_extremes(p, image, extremes);
-        for (int token = threadIdx.x; token < p.tokens; token += kResidentThreads) {
-            criteria[token] = fv::criterion_of(p, image, token, extremes);
-        }
-    }
     for (int i = threadIdx.x; i < kResidentTokens / 2; i += kResidentThreads) {
         best[i] = 0;
     }
@@ -176,18 +163,6 @@ __device__ __forceinline__ void match_resident(const MatchParams& p) {
             fv::add_products_of<kResidentUnroll>(a_here, groups_here, rows + first_a * kRowWords, 4 * kRowWords,
                                                  rows + (4 * a_groups + at_b) * kRowWords, 8 * kRowWords,
                                                  p.padded_width / 4, sums);
-            if (p.attraction != fv::kCosine) {
-#pragma unroll
-                for (int j = 0; j < kColumns; ++j) {
-                    const float criterion = at_b + 8 * j < count_b ? criteria[sides.token_b(at_b + 8 * j)] : 0.0f;
-#pragma unroll
-                    for (int i = 0; i < 4; ++i) {
-                        const int a = first_a + 4 * i;
-                        sums[i][j] = fv::criterion_of_cosine(sums[i][j], p.attraction, p.similarity_exponent) *
-                                     __fmul_rn(a < count_a ? criteria[sides.token_a(a)] : 0.0f, criterion);
-                    }
-                }
-            }
 #pragma unroll
             for (int j = kColumns - 1; j >= 0; --j) {
                 if (j < groups_here && at_b + 8 * j < count_b) {
@@ -256,7 +231,7 @@ __device__ __forceinline__ void scale_rows(const fv::MetricRows<E>& metric, bool
     __syncthreads();
 }
 
-template <class E>
+template <class E, bool kCriteria>
 __device__ __forceinline__ void match_tiles(const MatchParams& p) {
     extern __shared__ float4 shared_quads[];
     auto* chunk = reinterpret_cast<float*>(shared_quads);  // [kTileRows][kChunkWords], later the ordered part's
@@ -283,8 +258,7 @@ __device__ __forceinline__ void match_tiles(const MatchParams& p) {
     const auto query_token = [&](int i) { return from_a ? sides.token_a(i) : sides.token_b(i); };
 
     const fv::MetricRows<E> metric(p, image);
-    const bool with_criteria = p.attraction != fv::kCosine;
-    if (with_criteria) {
+    if constexpr (kCriteria) {
         fv::find_extremes(p, image, extremes);
     }
 
@@ -292,16 +266,11 @@ __device__ __forceinline__ void match_tiles(const MatchParams& p) {
     const int query_groups = (queries + 7) / 8;
     const int first_query = 8 * share(query_groups, p.tiles, block_tile);
     const int a_here = share(query_groups, p.tiles, block_tile + 1) - first_query / 8;
+    const int end_query = min(first_query + 8 * a_here, queries);
     const int candidate_groups = (candidates + 15) / 16;
     const int steps = (candidate_groups + kColumns - 1) / kColumns;
 
     if (thread < kTileA) {
-        const int query = first_query + thread;
-        const bool held = thread < 8 * a_here && query < queries;
-        const int token = held ? query_token(query) : -1;
-        tile.token[thread] = token;
-        tile.scale[thread] = held ? 1.0f : 0.0f;
-        tile.criterion[thread] = held && with_criteria ? fv::criterion_of(p, image, token, extremes) : 1.0f;
         best[thread] = 0;
     }
     __syncthreads();
@@ -315,14 +284,20 @@ __device__ __forceinline__ void match_tiles(const MatchParams& p) {
         const int first_candidate = 16 * share(candidate_groups, steps, step);
         const int end_candidate = min(16 * share(candidate_groups, steps, step + 1), candidates);
         const int b_here = (end_candidate - first_candidate + 15) / 16;
-        if (thread < kTileB) {
-            const int candidate = first_candidate + thread;
-            const bool held = candidate < end_candidate;
+        if (thread < kTileRows) {
+            const bool asks = thread < kTileA;
+            const int index = asks ? first_query + thread : first_candidate + thread - kTileA;
+            const bool held = asks ? index < end_query : index < end_candidate;
             // Back: the list of the launch before.
-            const int token = !held ? -1 : from_a ? sides.token_b(candidate) : 2 * __ldg(stays + candidate);
-            tile.token[kTileA + thread] = token;
-            tile.scale[kTileA + thread] = held ? 1.0f : 0.0f;
-            tile.criterion[kTileA + thread] = held && with_criteria ? fv::criterion_of(p, image, token, extremes) : 1.0f;
+            const int token = !held                                  ? -1
+                              : asks                                 ? query_token(index)
+                              : from_a                               ? sides.token_b(index)
+                                                                     : 2 * __ldg(stays + index);
+            tile.token[thread] = token;
+            tile.scale[thread] = held ? 1.0f : 0.0f;
+            if constexpr (kCriteria) {
+                tile.criterion[thread] = held ? fv::criterion_of(p, image, token, extremes) : 1.0f;
+            }
         }
         __syncthreads();
 
@@ -391,13 +366,13 @@ __device__ __forceinline__ void match_tiles(const MatchParams& p) {
             if (candidate < end_candidate) {
                 const int b = kTileA + lane_b + 16 * j;
                 const float inverse = tile.inverse[b];
-                const float criterion = tile.criterion[b];
+                const float criterion = kCriteria ? tile.criterion[b] : 1.0f;
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
                     const int a = lane_a + 8 * i;
                     // The product of the two inverses first: forth and back give a pair the same bits.
                     float score = __fmul_rn(sums[i][j], __fmul_rn(tile.inverse[a], inverse));
-                    if (with_criteria) {
+                    if constexpr (kCriteria) {
                         score = fv::criterion_of_cosine(score, p.attraction, p.similarity_exponent) *
                                 __fmul_rn(tile.criterion[a], criterion);
                     }
@@ -419,8 +394,8 @@ __device__ __forceinline__ void match_tiles(const MatchParams& p) {
         }
     }
     __syncthreads();
-    if (thread < kTileA && tile.token[thread] >= 0) {
-        const int token = tile.token[thread];
+    if (first_query + thread < end_query) {
+        const int token = query_token(first_query + thread);
         const unsigned long long mine = best[thread] == 0 ? fv::kNobody : best[thread];
         // Until the order is known, the plan's arrays hold everyone's key and partner.
         weights[token] = __uint_as_float(fv::key_of_packed(mine));
@@ -459,16 +434,21 @@ __device__ __forceinline__ void match_tiles(const MatchParams& p) {
 }  // namespace
 
 #define FV_MATCH_RESIDENT(NAME, E, WIDEST)                                                                    \
-    extern "C" __global__ void __launch_bounds__(kResidentThreads, 2)                                         \
+    extern "C" __global__ void __launch_bounds__(kResidentThreads, 1)                                         \
         NAME(const __grid_constant__ MatchParams p) {                                                         \
         match_resident<E, WIDEST>(p);                                                                         \
     }
+// 64 registers, which half of a multiprocessor would leave, spill beside the sums of a tile on one architecture or another.
 #define FV_MATCH(TYPE, E)                                                                                     \
     FV_MATCH_RESIDENT(fv_match_resident_64_##TYPE, E, 64)                                                     \
     FV_MATCH_RESIDENT(fv_match_resident_96_##TYPE, E, 96)                                                     \
-    extern "C" __global__ void __launch_bounds__(kTileThreads, 8)                                             \
+    extern "C" __global__ void __launch_bounds__(kTileThreads, 5)                                             \
         fv_match_tiles_##TYPE(const __grid_constant__ MatchParams p) {                                        \
-        match_tiles<E>(p);                                                                                    \
+        match_tiles<E, false>(p);                                                                             \
+    }                                                                                                         \
+    extern "C" __global__ void __launch_bounds__(kTileThreads, 5)                                             \
+        fv_match_criteria_##TYPE(const __grid_constant__ MatchParams p) {                                     \
+        match_tiles<E, true>(p);                                                                              \
     }
 FV_MATCH(f32, fv::F32)
 FV_MATCH(f16, fv::F16)

@@ -137,8 +137,9 @@ __device__ __forceinline__ void place_b(const MatchParams& p, const Sides& sides
 __device__ __forceinline__ float raw_weight(const MatchParams& p, int64_t image, int token) {
     float weight = 1.0f;
     if (p.received != nullptr) {
-        weight = mean_over_heads(p.received + image * p.received_batch_stride, p.received_head_stride, p.received_heads,
-                                 token);
+        weight = __fdiv_rn(sum_over_heads(p.received + image * p.received_batch_stride, p.received_head_stride,
+                                          p.received_heads, token),
+                           static_cast<float>(p.received_heads));
     }
     if (p.sizes != nullptr) {
         weight = __fmul_rn(weight, __ldg(p.sizes + image * p.tokens + token));

@@ -109,14 +109,24 @@ __device__ __forceinline__ float scale_of(float largest) {
     return exponent == 127 ? __uint_as_float(0x00400000u) : __uint_as_float(static_cast<uint32_t>(127 - max(exponent, -126)) << 23);
 }
 
-// What a scaled row is multiplied by to have length 1, from the sum of its squares after scaling. The length passes through
-// f32 unscaled, as the reference's does: one too large for f32 makes the row 0. A row of zeros stays one.
+// What a scaled row is multiplied by to have length 1, from the sum of its squares after scaling; within 2 last places. The
+// length passes through f32 unscaled, as the reference's does: one too large for f32 makes the row 0. A row of zeros stays
+// one. No exact root or division: those are calls, around which registers would have to be saved.
 __device__ __forceinline__ float inverse_length(float squares, float scale) {
     if (scale == 0.0f || squares == 0.0f) {
         return 0.0f;
     }
-    const float length = __fdiv_rn(__fsqrt_rn(squares), scale);
-    return __fdiv_rn(1.0f, length * scale);
+    float root = rsqrtf(squares);
+    root = __fmaf_rn(0.5f * root, __fmaf_rn(-squares * root, root, 1.0f), root);
+    if (scale == 1.0f) {
+        return root;
+    }
+    // The scale is a power of two, or NaN, which every further step keeps.
+    const float length = squares * root * __uint_as_float((254u - (__float_as_uint(scale) >> 23)) << 23);
+    const float scaled = length * scale;
+    float inverse;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(scaled));
+    return length > kLargest ? 0.0f : __fmaf_rn(inverse, __fmaf_rn(-scaled, inverse, 1.0f), inverse);
 }
 
 // sums[i][j] += the product of row a + i*a_step with row b + j*b_step, columns ascending: every pair's sum has one order

@@ -160,6 +160,7 @@ pub(super) struct MatchingKernels {
     /// By the widest row that each holds, ascending.
     pub(super) resident: [TypedKernels; 2],
     pub(super) tiles: TypedKernels,
+    pub(super) criteria: TypedKernels,
 }
 
 /// All kernels of a device, loaded when the device is opened: no operation loads anything, so all can be captured.
@@ -209,6 +210,7 @@ impl Kernels {
                     TypedKernels::load(&matching, "fv_match_resident_96")?,
                 ],
                 tiles: TypedKernels::load(&matching, "fv_match_tiles")?,
+                criteria: TypedKernels::load(&matching, "fv_match_criteria")?,
             },
             merge: RowKernels::load(&merge, "fv_merge")?,
             unmerge: CopyKernels::load(&merge, "fv_unmerge")?,

@@ -87,6 +87,11 @@ unsafe impl DeviceRepr for Params {}
 const ONE_WAY: i32 = 0;
 const FORTH: i32 = 1;
 const BACK: i32 = 2;
+/// `MatchParams::attraction`.
+const COSINE: i32 = 0;
+const LINEAR: i32 = 1;
+const POWER: i32 = 2;
+const IGNORED: i32 = 3;
 
 /// The rows whose cosine similarity decides who is merged; `T` is a tensor of the storage type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -216,8 +221,8 @@ pub struct MatchingScratch {
 /// with criteria, by a few `eps` of itself; who is chosen is best within that. Equal tokens have equal scores to the bit, and
 /// then the lower index goes first. NaN scores come after every number; a row of zeros is similar to nothing.
 ///
-/// One launch one way. Up to 512 tokens of up to 96 values whose rows fit 84 KiB as `f32`, padded (197 tokens of 64), one
-/// block holds an image; beyond, or both ways, blocks take 32 tokens of one side each against all of the other, in one
+/// One launch one way. By the cosine, up to 512 tokens of up to 96 values whose rows fit 84 KiB as `f32`, padded (316 of 64),
+/// one block holds an image; beyond, with criteria, or both ways, blocks take 32 tokens of one side each against all of the other, in one
 /// launch for each way.
 ///
 /// # Errors
@@ -339,6 +344,7 @@ pub unsafe fn match_tokens_raw(
         // SAFETY: `Params` is the kernel's struct; the caller vouches for the memory behind it.
         return unsafe { launch(stream, kernels.resident[kernel].pick(dtype), shape, &params) };
     }
+    let tiles_kernel = if params.attraction == COSINE { &kernels.tiles } else { &kernels.criteria };
     // Who chooses: A, then B.
     let sides = [tokens.div_ceil(2) - matching.special.div_ceil(2), tokens / 2 - matching.special / 2];
     let directions: &[i32] = if matching.both_ways { &[FORTH, BACK] } else { &[ONE_WAY] };
@@ -353,7 +359,7 @@ pub unsafe fn match_tokens_raw(
             shared_bytes: int(OP, "bytes", tiles_bytes(side, plan.tokens_out))?.unsigned_abs(),
         };
         // SAFETY: as above.
-        unsafe { launch(stream, kernels.tiles.pick(dtype), shape, &params)? };
+        unsafe { launch(stream, tiles_kernel.pick(dtype), shape, &params)? };
     }
     Ok(())
 }
@@ -368,7 +374,7 @@ fn tiles_bytes(side: usize, tokens_out: usize) -> usize {
 /// Which resident kernel serves, and its dynamic shared memory.
 fn resident(params: &Params, both_ways: bool) -> Option<(usize, u32)> {
     let [tokens, special, width] = [params.tokens, params.special, params.width].map(i32::unsigned_abs);
-    if both_ways || tokens as usize > RESIDENT_TOKENS {
+    if both_ways || params.attraction != COSINE || tokens as usize > RESIDENT_TOKENS {
         return None;
     }
     let kernel = RESIDENT_WIDTHS.iter().position(|&widest| width as usize <= widest)?;
@@ -459,6 +465,7 @@ fn parameters(
         merges: int(OP, "merges", merges)?,
         forward: int(OP, "merges", if both_ways { merges / 2 } else { merges })?,
         direction: ONE_WAY,
+        attraction: COSINE,
         wide: i32::from(wide),
         padded_width: int(OP, "values a row", width.next_multiple_of(8))?,
         ..Params::zeroed()
@@ -491,9 +498,9 @@ fn attract(
     };
     params.similarity_exponent = exponent("similarity", *tau_similarity)?;
     params.attraction = match params.similarity_exponent {
-        0.0 => 3,
-        1.0 => 1,
-        _ => 2,
+        0.0 => IGNORED,
+        1.0 => LINEAR,
+        _ => POWER,
     };
     let scores = &informativeness.0;
     check_scores(scores, "informativeness", shape)?;

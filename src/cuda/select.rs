@@ -177,7 +177,8 @@ pub(super) fn permit_shared_memory(kernels: &Kernels, device: &str, limit: i32) 
     let composes = std::iter::once((&kernels.compose, plan::MOST_TOKENS * size_of::<i32>()));
     let resident = kernels.matching.resident.iter().flat_map(TypedKernels::all);
     let resident = resident.map(|kernel| (kernel, matching::RESIDENT_BYTES));
-    let tiles = kernels.matching.tiles.all().iter().map(|kernel| (kernel, matching::TILES_MOST_BYTES));
+    let tiles = kernels.matching.tiles.all().iter().chain(kernels.matching.criteria.all());
+    let tiles = tiles.map(|kernel| (kernel, matching::TILES_MOST_BYTES));
     sorts
         .chain(composes)
         .chain(resident)

@@ -42,6 +42,11 @@ const DYNAMIC_SHARED: &[(&str, u32)] = &[
     ("fv_attention_stream_bf16_128", 52_224),
     ("fv_attention_stream_f32_128", 76_800),
     ("fv_attention_stream_f32", 60_416),
+    // 197 tokens of 64 values.
+    ("fv_match_resident", 204 * 68 * 4),
+    // Up to 2,880 tokens; beyond, 4 bytes each.
+    ("fv_match_tiles", 11_520),
+    ("fv_match_criteria", 11_520),
 ];
 
 /// Kernels that fill less than half of a multiprocessor, and why.
@@ -60,6 +65,10 @@ const REASONS: &[(&str, &str)] = &[
         "64 queries' sums, queries and 64 scores of each in registers, as many as products need to be reused",
     ),
     ("fv_attention_scores", "the keys of a block stay in registers over all queries"),
+    (
+        "fv_match_",
+        "bound by fused multiply-adds: twelve independent sums a lane keep them busy with few warps; 64 registers spill",
+    ),
 ];
 
 /// One kernel on one architecture.

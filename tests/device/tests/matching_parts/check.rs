@@ -4,7 +4,8 @@
 //! sum of magnitude at most 1, and two lengths whose own sums are rounded likewise. Errors of D roundings that are
 //! independent add up to their size times √D: `4·eps·√D` leaves eight times that size. Reference and kernel add in different
 //! orders, so two scores may be `8·eps·√D` apart. A criterion `f = ratio^e` is within `(2·|ln f| + 4)·eps` of itself in either
-//! (ratio and exponent are rounded, their product is what an exponential magnifies), and so is a power of the similarity.
+//! (ratio and exponent are rounded, their product is what an exponential magnifies), and a power of the similarity within
+//! `(2·|ln f| + 2·e + 3)·eps` (the hardware's logarithm is off by 2^-22 around 1).
 
 use foveate::{
     Tensor, TokenPlan,
@@ -88,7 +89,7 @@ impl Scores {
             let factor = factors[a].0 * factors[b].0;
             let spread = (high - middle).max(middle - low) * factor;
             let logarithms = factors[a].1 + factors[b].1 + middle.max(1e-30).ln().abs();
-            let relative = EPS * (2.0 * logarithms + 24.0);
+            let relative = EPS * (2.0 * logarithms + 2.0 * exponent + 24.0);
             let slack = spread + relative * f64::from(score[at]).abs();
             if slack.is_finite() { slack } else { 0.0 }
         });
