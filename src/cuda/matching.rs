@@ -37,7 +37,7 @@ const PLACE_BYTES: usize = 6;
 /// What the tiles kernel may take of dynamic shared memory: a counter for each of the most output tokens.
 pub(super) const TILES_MOST_BYTES: usize = 4 * MOST_TOKENS;
 
-/// `MatchParams` of kernels/include/match_params.cuh.
+/// `MatchParams` of `kernels/include/match_params.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct Params {

@@ -1,7 +1,7 @@
 //! kernels/matching.cu against the reference and against the official code's own results.
 //!
 //! Plans are the reference's to the bit wherever its scores are further apart than two `f32` computations of them can be;
-//! elsewhere every choice is optimal within that distance (matching_parts/check.rs says how far that is).
+//! elsewhere every choice is optimal within that distance (`matching_parts/check.rs` says how far that is).
 #![cfg(feature = "cuda")]
 
 mod matching_parts;
@@ -52,7 +52,7 @@ fn case(tokens: &'static [usize], widths: &'static [usize]) -> impl Strategy<Val
                     special,
                     merges: ((most as f64 * share).round() as usize).min(tokens - 1),
                     both_ways,
-                    temperatures: temperatures.map(<[f64; 3]>::from),
+                    temperatures,
                     sized,
                     weighting,
                     oddities: end.0,

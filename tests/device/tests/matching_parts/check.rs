@@ -82,7 +82,7 @@ impl Scores {
             let Attraction::MultiCriteria { tau_similarity, .. } = matching.attraction else { return error };
             let exponent = if tau_similarity == 0.0 { 0.0 } else { 1.0 / tau_similarity };
             let power = |x: f64| if exponent == 0.0 { 1.0 } else { x.max(0.0).powf(exponent) };
-            let similarity = (f64::from(cosines[at]) + 1.0) / 2.0;
+            let similarity = f64::midpoint(f64::from(cosines[at]), 1.0);
             let similarity = if similarity.is_nan() { 0.0 } else { similarity };
             let [low, middle, high] =
                 [similarity - error / 2.0, similarity, similarity + error / 2.0].map(power);
