@@ -21,9 +21,9 @@
 // Cost:    reads the metric once from memory, 4*H*N a score tensor, and writes 4*(3N + M+1) an image. |A|*|B|*D fused
 //          multiply-adds an image and way: for 197 tokens of 64 values 98*98*64/32 = 19,208 warp instructions. All in f32:
 //          products of rounded rows, or of f16 and bf16 on matrix units, change who is chosen.
-//          resident: 64 multiply-adds for 8 shared loads of 16 bytes, with whole groups of 4 x 8 pairs: 92 % of the
-//          multiply-adds are wanted at N = 197. tiles: the same with groups of 8 x 16; rows come from L2, 21
-//          multiply-adds for each value loaded.
+//          resident: 48 multiply-adds for 7 shared loads of 16 bytes, in whole groups of 4 x 8 pairs: 92 % of the
+//          multiply-adds are wanted at N = 197. tiles: the same in groups of 8 x 16; rows come from L2, 19 multiply-adds
+//          for each value loaded, and a row of zeros, or with squares out of f32's range, makes its step run twice.
 
 #include "match_params.cuh"
 #include "match_plan.cuh"
@@ -198,7 +198,7 @@ __device__ __forceinline__ void match_resident(const MatchParams& p) {
     fv::write_plan(p, image, groups, members, counters, scratch.totals);
 }
 
-// The rows of a tile, A's and B's, while they pass through shared memory.
+// The rows of a tile, those who choose and those who are chosen, while they pass through shared memory.
 constexpr int kTileRows = kTileA + kTileB;
 struct TileRows {
     int token[kTileRows];       // -1: none, a row of zeros
