@@ -1,13 +1,13 @@
 use foveate::{
     Tensor, TokenPlan,
     backend::{Backend, Epilogue, Heads, Linear, Norm, Pooling, ScoreRequest, Select},
-    cpu::Cpu,
     model::Vit,
     reduction::{Evit, Keep},
 };
 use serde_json::Value;
 
 use super::{Check, File, Tolerance, head_mean, images, int, load, record, text};
+use crate::Golden;
 
 /// The kept tokens of a plan, in output order, as patch numbers.
 fn kept(plan: &TokenPlan, image: usize, special: usize, count: usize) -> Vec<usize> {
@@ -20,7 +20,7 @@ fn without_class(scores: &Tensor) -> Vec<f32> {
 }
 
 pub(crate) fn ops(file: &File, check: &mut Check) {
-    let cpu = Cpu::new();
+    let backend = crate::backend();
     let eps = file.config["ln_eps"].as_f64().unwrap() as f32;
     let scaled = Tolerance::Scaled(1e-5);
     for case in file.config["cases"].as_array().unwrap() {
@@ -33,12 +33,12 @@ pub(crate) fn ops(file: &File, check: &mut Check) {
         let norm = Norm { weight: tensor("w/norm1.weight"), bias: Some(tensor("w/norm1.bias")), eps };
         let (x, heads, head_dim) = (tensor("x"), int(case, "heads"), int(case, "head_dim"));
         let n = x.dim(1) - 1;
-        let normed = cpu.layer_norm(&x, &norm).unwrap();
-        let qkv = cpu.linear(&normed, layer("attn.qkv").all(), Epilogue::None).unwrap();
+        let normed = backend.layer_norm(&x, &norm).unwrap();
+        let qkv = backend.linear(&normed, layer("attn.qkv").all(), Epilogue::None).unwrap();
         check.close(&format!("{p}qkv"), qkv.data(), file.array(&format!("{p}qkv")), scaled);
         let view = Heads { packed: &qkv, heads, head_dim, scale: (head_dim as f32).powf(-0.5), sizes: None };
         let request = ScoreRequest { class: true, received: false };
-        let (context, scores) = cpu.attention(&view, request).unwrap();
+        let (context, scores) = backend.attention(&view, request).unwrap();
         let class = scores.class.unwrap();
         check.close(
             &format!("{p}cls_attn_heads"),
@@ -49,11 +49,11 @@ pub(crate) fn ops(file: &File, check: &mut Check) {
         if let Some(want) = file.get(&format!("{p}cls_attn")) {
             check.close(&format!("{p}cls_attn"), &without_class(&class), want, scaled);
         }
-        let out = cpu.linear(&context, layer("attn.proj").all(), Epilogue::None).unwrap();
+        let out = backend.linear(&context, layer("attn.proj").all(), Epilogue::None).unwrap();
         if let Some(want) = file.get(&format!("{p}attn_out")) {
             check.close(&format!("{p}attn_out"), out.data(), want, scaled);
         }
-        let after = cpu.linear(&context, layer("attn.proj").all(), Epilogue::AddTo(x)).unwrap();
+        let after = backend.linear(&context, layer("attn.proj").all(), Epilogue::AddTo(x)).unwrap();
         if let Some(want) = file.get(&format!("{p}x_after_attn")) {
             check.close(&format!("{p}x_after_attn"), after.data(), want, scaled);
         }
@@ -66,7 +66,7 @@ pub(crate) fn ops(file: &File, check: &mut Check) {
         if keep < n {
             let fuse = case["fuse_token"].as_bool().unwrap();
             let select = Select { class_scores: &class, special: 1, keep, fuse };
-            let plan = cpu.select(&select).unwrap();
+            let plan = backend.select(&select).unwrap();
             for image in 0..plan.batch() {
                 check.same(
                     &format!("{p}idx"),
@@ -79,7 +79,7 @@ pub(crate) fn ops(file: &File, check: &mut Check) {
                     check.same(&format!("{p}compl"), &rest, &file.array(&format!("{p}compl")).indices(image));
                 }
             }
-            pre_mlp = cpu.merge(&after, None, &plan, Pooling::Weighted, None).unwrap().tokens;
+            pre_mlp = backend.merge(&after, None, &plan, Pooling::Weighted, None).unwrap().tokens;
             // Kept tokens are copies.
             for image in 0..plan.batch() {
                 for (at, patch) in kept(&plan, image, 1, keep).into_iter().enumerate() {
@@ -90,7 +90,7 @@ pub(crate) fn ops(file: &File, check: &mut Check) {
                 }
             }
             if let Some(want) = file.get(&format!("{p}extra_token")) {
-                let fused = cpu.tokens(&pre_mlp, keep + 1..keep + 2).unwrap();
+                let fused = backend.tokens(&pre_mlp, keep + 1..keep + 2).unwrap();
                 check.close(&format!("{p}extra_token"), fused.data(), want, scaled);
             }
         }
@@ -98,7 +98,7 @@ pub(crate) fn ops(file: &File, check: &mut Check) {
     }
 }
 
-fn host_model(file: &File, image: usize) -> Vit<Cpu> {
+fn host_model(file: &File, image: usize) -> Vit<Golden> {
     let settings = [
         format!("heads={}", file.int("heads")),
         format!("image={image}"),
@@ -118,7 +118,7 @@ fn method(schedule: &Value) -> Evit {
     }
 }
 
-fn run_schedule(file: &File, vit: &Vit<Cpu>, schedule: &Value, check: &mut Check) -> super::Record {
+fn run_schedule(file: &File, vit: &Vit<Golden>, schedule: &Value, check: &mut Check) -> super::Record {
     let scaled = Tolerance::Scaled(2e-5);
     let p = text(schedule, "prefix");
     let (output, record) = record(vit, &images(file.array("x")), &method(schedule));

@@ -4,7 +4,6 @@ use foveate::{
     Reduction, Tensor,
     backend::{Attraction, Backend, Matching, Metric, Pooling, Weighting},
     cpu::{
-        Cpu,
         attention::fold_map,
         matching::{Matches, attractions, match_scores},
     },
@@ -105,7 +104,7 @@ fn compare_matches(file: &File, prefix: &str, image: usize, special: usize, m: &
 }
 
 pub(crate) fn ops(file: &File, check: &mut Check) {
-    let cpu = Cpu::new();
+    let backend = crate::backend();
     for case in file.config["cases"].as_array().unwrap() {
         let p = format!("{}.", text(case, "name"));
         let (tokens, special, mctf) = (int(case, "N"), int(case, "num_protected"), method(case));
@@ -148,9 +147,9 @@ pub(crate) fn ops(file: &File, check: &mut Check) {
             let matches = match_scores(&scores, tokens, special, merges, mctf.both_ways).unwrap();
             compare_matches(file, &p, image, special, &matches, check);
         }
-        let plan = cpu.matching(&args).unwrap();
+        let plan = backend.matching(&args).unwrap();
         let pooling = if mctf.pooling == MctfPooling::Max { Pooling::Max } else { Pooling::Weighted };
-        let merged = cpu.merge(&x, sizes.as_ref(), &plan, pooling, None).unwrap();
+        let merged = backend.merge(&x, sizes.as_ref(), &plan, pooling, None).unwrap();
         let out = Tolerance::Absolute(5e-6);
         check.close(&format!("{p}x_out"), merged.tokens.data(), file.array(&format!("{p}x_out")), out);
         let size_out = file.array(&format!("{p}size_out"));

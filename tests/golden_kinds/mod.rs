@@ -1,8 +1,8 @@
 //! Reading golden files and comparing with them.
 
 pub(crate) mod evit;
+pub(crate) mod harness;
 pub(crate) mod mctf;
-pub(crate) mod preprocess;
 pub(crate) mod tome;
 pub(crate) mod vit;
 
@@ -11,10 +11,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::Golden;
 use foveate::{
     Images, Pixels, Tensor, TokenPlan,
     backend::Merged,
-    cpu::Cpu,
     model::{Observer, Output, Vit},
     reduction::{Evidence, Method},
     weights::{Checkpoint, Overrides, load_vit},
@@ -196,7 +196,7 @@ impl Check {
 }
 
 /// The Vit of a golden configuration, from tensors under `prefix` of `file`.
-pub(crate) fn load(path: &Path, prefix: &str, settings: &[String]) -> Vit<Cpu> {
+pub(crate) fn load(path: &Path, prefix: &str, settings: &[String]) -> Vit<Golden> {
     let checkpoint = Checkpoint::open(path).unwrap();
     let checkpoint = if prefix.is_empty() { checkpoint } else { checkpoint.with_prefix(prefix) };
     let mut overrides = Overrides::default();
@@ -204,7 +204,7 @@ pub(crate) fn load(path: &Path, prefix: &str, settings: &[String]) -> Vit<Cpu> {
         overrides.set(setting).unwrap();
     }
     let loaded = load_vit(&checkpoint, None, &overrides).unwrap();
-    Vit::new(Cpu::new(), loaded.config, loaded.params).unwrap()
+    Vit::new(crate::backend(), loaded.config, loaded.params).unwrap()
 }
 
 pub(crate) fn images(array: &Array) -> Images {
@@ -232,12 +232,12 @@ pub(crate) struct Recorded {
     pub(crate) sizes: Tensor,
 }
 
-impl Observer<Cpu> for Record {
+impl Observer<Golden> for Record {
     fn embedded(&mut self, tokens: &Tensor) {
         self.embedded = Some(tokens.clone());
     }
 
-    fn reduced(&mut self, evidence: &Evidence<'_, Cpu>, plan: &TokenPlan, merged: &Merged<Tensor>) {
+    fn reduced(&mut self, evidence: &Evidence<'_, Golden>, plan: &TokenPlan, merged: &Merged<Tensor>) {
         self.steps.push(Recorded {
             layer: evidence.layer,
             class_scores: evidence.scores.class.clone(),
@@ -256,7 +256,7 @@ impl Observer<Cpu> for Record {
     }
 }
 
-pub(crate) fn record(vit: &Vit<Cpu>, images: &Images, method: &impl Method) -> (Output<Cpu>, Record) {
+pub(crate) fn record(vit: &Vit<Golden>, images: &Images, method: &impl Method) -> (Output<Golden>, Record) {
     let mut record = Record::default();
     let output = vit.forward_observed(images, method, &mut record).unwrap();
     (output, record)

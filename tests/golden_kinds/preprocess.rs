@@ -2,7 +2,7 @@ use std::path::Path;
 
 use foveate::image::{Interpolation, Transform, load};
 
-use super::{Check, File, Tolerance, int, text};
+use crate::golden_kinds::{Check, File, Tolerance, int, text};
 
 /// timm's evaluation transform, byte for byte.
 pub(crate) fn run(file: &File, check: &mut Check) {

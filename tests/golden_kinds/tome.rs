@@ -5,15 +5,13 @@ use foveate::{
     backend::{
         Attraction, Backend, Epilogue, Heads, Linear, Matching, Metric, Pooling, ScoreRequest, Weighting,
     },
-    cpu::{
-        Cpu,
-        matching::{Matches, attractions, match_every_kth, match_scores, metric_rows},
-    },
+    cpu::matching::{Matches, attractions, match_every_kth, match_scores, metric_rows},
     reduction::{Host, Schedule, Tome, token_counts},
 };
 use serde_json::Value;
 
 use super::{Array, Check, File, Tolerance, images, int, load, record, text};
+use crate::Golden;
 
 fn matching<'a>(
     metric: Metric<'a, Tensor>,
@@ -97,7 +95,7 @@ fn single(file: &File, case: &Value, check: &mut Check) {
     if case["noop"].as_bool() == Some(true) {
         return;
     }
-    let cpu = Cpu::new();
+    let backend = crate::backend();
     let matching = matching(Metric::Rows(&metric), sizes.as_ref(), special, tokens - out);
     let mut groups = Vec::new();
     for image in 0..x.dim(0) {
@@ -120,8 +118,8 @@ fn single(file: &File, case: &Value, check: &mut Check) {
         compare_matches(file, &p, "", image, special, &matches, check);
         groups.push(matches.groups(tokens, special));
     }
-    let plan = cpu.matching(&matching).unwrap();
-    let merged = cpu.merge(&x, sizes.as_ref(), &plan, Pooling::Weighted, None).unwrap();
+    let plan = backend.matching(&matching).unwrap();
+    let merged = backend.merge(&x, sizes.as_ref(), &plan, Pooling::Weighted, None).unwrap();
     let tokens_tolerance = Tolerance::Absolute(5e-6);
     check.close(
         &format!("{p}x_out"),
@@ -135,7 +133,7 @@ fn single(file: &File, case: &Value, check: &mut Check) {
         file.array(&format!("{p}size_out")),
         Tolerance::Absolute(1e-30),
     );
-    let of_mode = |plan: &TokenPlan, pooling| cpu.merge(&x, None, plan, pooling, None).unwrap().tokens;
+    let of_mode = |plan: &TokenPlan, pooling| backend.merge(&x, None, plan, pooling, None).unwrap().tokens;
     let modes = [
         ("merge_mean", of_mode(&uniform(&groups, tokens, |n| 1.0 / n as f32), Pooling::Weighted), 5e-6),
         ("merge_sum", of_mode(&uniform(&groups, tokens, |_| 1.0), Pooling::Weighted), 5e-6),
@@ -158,7 +156,7 @@ fn single(file: &File, case: &Value, check: &mut Check) {
         }
     }
     if let Some(want) = file.get(&format!("{p}unmerged")) {
-        let got = cpu.unmerge(&merged.tokens, &plan).unwrap();
+        let got = backend.unmerge(&merged.tokens, &plan).unwrap();
         check.close(&format!("{p}unmerged"), got.data(), want, tokens_tolerance);
     }
 }
@@ -175,7 +173,7 @@ fn chain(file: &File, case: &Value, check: &mut Check) {
     let want: Vec<usize> =
         case["token_counts"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as usize).collect();
     check.same(&format!("{p}token_counts"), &counts, &want);
-    let cpu = Cpu::new();
+    let backend = crate::backend();
     let mut map = SourceMap::identity(x.dim(0), counts[0]);
     for step in 0..list.len() {
         let merges = counts[step] - counts[step + 1];
@@ -187,8 +185,8 @@ fn chain(file: &File, case: &Value, check: &mut Check) {
                 let matches = match_scores(&scores, counts[step], special, merges, false).unwrap();
                 compare_matches(file, &p, &step.to_string(), image, special, &matches, check);
             }
-            let plan = cpu.matching(&matching).unwrap();
-            let merged = cpu.merge(&x, sizes.as_ref(), &plan, Pooling::Weighted, None).unwrap();
+            let plan = backend.matching(&matching).unwrap();
+            let merged = backend.merge(&x, sizes.as_ref(), &plan, Pooling::Weighted, None).unwrap();
             map.apply(&plan).unwrap();
             (x, sizes) = (merged.tokens, Some(merged.sizes));
         }
@@ -221,9 +219,9 @@ fn every_kth(file: &File, case: &Value, check: &mut Check) {
         let got: Vec<usize> = sources.map(|t| groups.iter().position(|g| g.contains(&t)).unwrap()).collect();
         check.same(&format!("{p}dst_idx"), &got, &file.array(&format!("{p}dst_idx")).indices(image));
     }
-    let cpu = Cpu::new();
+    let backend = crate::backend();
     let plan = uniform(&groups, tokens, |n| 1.0 / n as f32);
-    let merged = cpu.merge(&x, None, &plan, Pooling::Weighted, None).unwrap();
+    let merged = backend.merge(&x, None, &plan, Pooling::Weighted, None).unwrap();
     for name in ["x_out", "merge_mean"] {
         check.close(
             &format!("{p}{name}"),
@@ -239,7 +237,8 @@ fn every_kth(file: &File, case: &Value, check: &mut Check) {
         Tolerance::Absolute(1e-30),
     );
     // The official un-merge leaves the dropped tail out.
-    let spread = cpu.unmerge(&merged.tokens, &plan).and_then(|x| cpu.tokens(&x, 0..tokens / k * k)).unwrap();
+    let spread =
+        backend.unmerge(&merged.tokens, &plan).and_then(|x| backend.tokens(&x, 0..tokens / k * k)).unwrap();
     check.close(
         &format!("{p}unmerged"),
         spread.data(),
@@ -249,7 +248,7 @@ fn every_kth(file: &File, case: &Value, check: &mut Check) {
 }
 
 pub(crate) fn attention(file: &File, check: &mut Check) {
-    let cpu = Cpu::new();
+    let backend = crate::backend();
     for case in file.config["cases"].as_array().unwrap() {
         let p = format!("{}.", text(case, "name"));
         let tensor = |name: &str| file.tensor(&format!("{p}{name}"));
@@ -259,7 +258,7 @@ pub(crate) fn attention(file: &File, check: &mut Check) {
         };
         let (heads, head_dim) = (int(case, "heads"), int(case, "head_dim"));
         let sizes = file.get(&format!("{p}size")).map(Array::sizes);
-        let qkv = cpu.linear(&tensor("x"), layer("qkv").all(), Epilogue::None).unwrap();
+        let qkv = backend.linear(&tensor("x"), layer("qkv").all(), Epilogue::None).unwrap();
         let view = Heads {
             packed: &qkv,
             heads,
@@ -268,8 +267,8 @@ pub(crate) fn attention(file: &File, check: &mut Check) {
             sizes: sizes.as_ref(),
         };
         let request = ScoreRequest { class: true, received: true };
-        let (context, scores) = cpu.attention(&view, request).unwrap();
-        let out = cpu.linear(&context, layer("proj").all(), Epilogue::None).unwrap();
+        let (context, scores) = backend.attention(&view, request).unwrap();
+        let out = backend.linear(&context, layer("proj").all(), Epilogue::None).unwrap();
         let (class, received) = (scores.class.unwrap(), scores.received.unwrap());
         let metric: Vec<f32> =
             (0..qkv.dim(0)).flat_map(|image| metric_rows(&Metric::Keys(&view), image).0).collect();
@@ -287,8 +286,8 @@ pub(crate) fn attention(file: &File, check: &mut Check) {
         compare("key_mean_attn", &super::head_mean(&received), 2e-6);
         // The scores alone, from queries and keys without values, must be the same scores.
         let width = heads * head_dim;
-        let qk = cpu.linear(&tensor("x"), layer("qkv").rows(0..2 * width), Epilogue::None).unwrap();
-        let alone = cpu.attention_scores(&Heads { packed: &qk, ..view }, request).unwrap();
+        let qk = backend.linear(&tensor("x"), layer("qkv").rows(0..2 * width), Epilogue::None).unwrap();
+        let alone = backend.attention_scores(&Heads { packed: &qk, ..view }, request).unwrap();
         compare("cls_attn", alone.class.unwrap().data(), 2e-6);
         compare("key_mean_attn", &super::head_mean(&alone.received.unwrap()), 2e-6);
     }
@@ -325,7 +324,7 @@ pub(crate) fn schedules(file: &File, check: &mut Check) {
 }
 
 /// The weights a model file names, loaded with its numbers.
-pub(crate) fn host_model(file: &File) -> foveate::model::Vit<Cpu> {
+pub(crate) fn host_model(file: &File) -> foveate::model::Vit<Golden> {
     let model = &file.config["model"];
     let path = file.path.with_file_name(text(&file.config, "weights"));
     load(&path, "", &[format!("heads={}", int(model, "heads")), format!("norm_eps={}", model["ln_eps"])])
@@ -334,7 +333,7 @@ pub(crate) fn host_model(file: &File) -> foveate::model::Vit<Cpu> {
 /// Blocks, logits and source map: the same for every method of this family.
 pub(crate) fn compare_model(
     file: &File,
-    output: &foveate::model::Output<Cpu>,
+    output: &foveate::model::Output<Golden>,
     record: &super::Record,
     check: &mut Check,
 ) {
@@ -354,7 +353,7 @@ pub(crate) fn compare_model(
         check.close("size", sizes.data(), want, Tolerance::Absolute(1e-30));
     }
     if let Some(want) = file.get("source_map") {
-        let map = output.source_map(&Cpu::new()).unwrap();
+        let map = output.source_map(&crate::backend()).unwrap();
         for image in 0..map.batch() {
             let got: Vec<usize> = map.groups(image).iter().map(|&g| g as usize).collect();
             check.same("source_map", &got, &want.indices(image));
