@@ -192,8 +192,11 @@ pub trait Backend: Send + Sync {
     /// A token plan on this device.
     type Plan: Send + Sync;
 
-    /// Moves a tensor to the device.
+    /// Moves a tensor to the device, in the type of its weights and tokens.
     fn upload(&self, tensor: Tensor) -> Result<Self::Tensor>;
+    /// Moves token sizes or attention scores to the device: in `f32`, whatever the type of weights and tokens, as the
+    /// operations that make them write them.
+    fn upload_f32(&self, tensor: Tensor) -> Result<Self::Tensor>;
     /// Copies a tensor to the host.
     fn download(&self, tensor: &Self::Tensor) -> Result<Tensor>;
     /// The extents of a tensor.

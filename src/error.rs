@@ -78,6 +78,15 @@ pub enum Error {
         /// What it answered.
         what: String,
     },
+    /// The device has no more memory. It stays usable.
+    #[cfg(feature = "cuda")]
+    #[error("the device's memory is used up: {what}")]
+    OutOfMemory {
+        /// How much was asked for.
+        bytes: usize,
+        /// How much there is, and what to do.
+        what: String,
+    },
     /// A library that comes beside the CUDA driver is not on this machine.
     #[cfg(feature = "cuda")]
     #[error("there is no {library}: {what}")]

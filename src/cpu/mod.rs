@@ -71,6 +71,10 @@ impl Backend for Cpu {
         Ok(tensor)
     }
 
+    fn upload_f32(&self, tensor: Tensor) -> Result<Tensor> {
+        Ok(tensor)
+    }
+
     fn download(&self, tensor: &Tensor) -> Result<Tensor> {
         Ok(tensor.clone())
     }

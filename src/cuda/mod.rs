@@ -57,6 +57,7 @@
 
 pub mod activation;
 pub mod attention;
+mod backend;
 mod blas;
 mod borrow;
 mod device;
@@ -78,6 +79,7 @@ pub mod softmax;
 mod strided;
 pub mod tokens;
 
+pub use backend::{Cuda, CudaPlan, CudaTensor};
 pub use blas::Blas;
 pub use device::Device;
 pub use element::{DType, Element};

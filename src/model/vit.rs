@@ -201,7 +201,7 @@ impl<B: Backend> Vit<B> {
             let sizes = known.as_ref().map_or_else(|| vec![1.0; n], |sizes| sizes.item(image).to_vec());
             std::iter::once(0.0).chain(sizes)
         });
-        let sizes = backend.upload(Tensor::new(&[batch, n + 1], with_query.collect())?)?;
+        let sizes = backend.upload_f32(Tensor::new(&[batch, n + 1], with_query.collect())?)?;
         let tokens = backend.embed(tokens, Some(&pool.latent), None)?;
         let mut packed = backend.linear(&tokens, pool.qkv.all(), Epilogue::None)?;
         for (part, norm) in [&pool.q_norm, &pool.k_norm].into_iter().enumerate() {

@@ -26,6 +26,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 
 #[path = "../../../benches/launches/mod.rs"]
 pub mod launches;
+pub mod mirror;
 pub mod traffic;
 
 /// The tests of a process share the device, and each wants to know that it caused no finding.

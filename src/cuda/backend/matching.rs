@@ -1,0 +1,87 @@
+//! Bipartite matching into a plan.
+
+use std::sync::{Mutex, PoisonError};
+
+use super::{
+    super::{
+        DType, DevicePointer, Strided,
+        matching::{
+            Attraction as DeviceAttraction, MatchingPointers, MatchingScratch, Metric as DeviceMetric,
+            Weighting as DeviceWeighting, match_tokens_raw,
+        },
+    },
+    Cuda, CudaPlan, CudaTensor,
+    memory::Memory,
+};
+use crate::{
+    Result,
+    backend::{Attraction, Matching, Metric, Weighting},
+};
+
+const OP: &str = "matching";
+
+/// The kernels' counters, one an image: 0 between matchings, which follow each other on the backend's stream.
+#[derive(Debug, Default)]
+pub(super) struct Counters(Mutex<Option<Memory>>);
+
+impl Cuda {
+    pub(super) fn match_tokens(&self, matching: &Matching<'_, CudaTensor>) -> Result<CudaPlan> {
+        let (metric, rows) = match &matching.metric {
+            Metric::Keys(heads) => {
+                let packed = self.read(OP, "packed heads", heads.packed)?;
+                (DeviceMetric::Keys { packed, heads: heads.heads, head_dim: heads.head_dim }, packed)
+            }
+            Metric::Rows(rows) => {
+                let rows = self.read(OP, "metric", rows)?;
+                (DeviceMetric::Rows(rows), rows)
+            }
+        };
+        let [batch, tokens, _] = rows.shape;
+        let sizes = |sizes: Option<&CudaTensor>| {
+            sizes.map(|sizes| self.read_f32(OP, "sizes", sizes, &[batch, tokens])).transpose()
+        };
+        let scores = |name: &str, scores: &CudaTensor| -> Result<Strided<DevicePointer>> {
+            self.check(OP, name, scores, DType::F32)?;
+            scores.tokens(OP, name)
+        };
+        let pointers = MatchingPointers {
+            metric,
+            attraction: match matching.attraction {
+                Attraction::Cosine => DeviceAttraction::Cosine,
+                Attraction::MultiCriteria { tau_similarity, informativeness, size } => {
+                    DeviceAttraction::MultiCriteria {
+                        tau_similarity,
+                        informativeness: (scores("informativeness", informativeness.0)?, informativeness.1),
+                        size: (sizes(size.0)?, size.1),
+                    }
+                }
+            },
+            weighting: match matching.weighting {
+                Weighting::Uniform => DeviceWeighting::Uniform,
+                Weighting::Size(given) => DeviceWeighting::Size(sizes(given)?),
+                Weighting::SizeAndReceived(given, received) => {
+                    DeviceWeighting::SizeAndReceived(sizes(given)?, scores("received attention", received)?)
+                }
+            },
+            special: matching.special,
+            merges: matching.merges,
+            both_ways: matching.both_ways,
+        };
+        // More merges than tokens are refused by the launcher, which names both.
+        let left = tokens.saturating_sub(matching.merges).max(1);
+        let plan = CudaPlan::new(self.stream(), batch, tokens, left)?;
+        // Held over the launch: two threads must not share counters between launches of one matching.
+        let mut counters = self.inner.counters.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = counters.take().filter(|memory| memory.bytes() >= 4 * batch);
+        let memory = known.map_or_else(|| Memory::upload(self.stream(), &vec![0_u32; batch]), Ok)?;
+        let memory = counters.insert(memory);
+        let stays = Memory::new(self.stream(), 4 * batch.saturating_mul(tokens.div_ceil(2)))?;
+        let (arrived, room) = (memory.pointer(), stays.pointer());
+        let scratch = MatchingScratch { arrived, stays: room, batch: memory.bytes() / 4, tokens };
+        // SAFETY: as for `Backend` (see there); the counters are 0 and this stream's alone.
+        unsafe {
+            match_tokens_raw(self.device(), self.stream(), self.dtype(), &pointers, scratch, &plan.pointers())
+        }?;
+        Ok(plan)
+    }
+}

@@ -1,0 +1,217 @@
+//! The CUDA backend behind the tensors of the host: what is written for those runs on the kernels, operation by operation.
+
+use std::ops::Range;
+
+use foveate::{
+    Images, Result, Tensor, TokenPlan,
+    backend::{
+        Attraction, Backend, Epilogue, Heads, Linear, LinearRows, Matching, Merged, Metric, Norm, Pooling,
+        ScoreRequest, Scores, Select, Weighting,
+    },
+    cuda::{Cuda, CudaTensor},
+};
+
+/// A backend over host tensors that moves each operation's arguments to the device and its results back. In `f32` neither
+/// changes a bit: the results are those of a model that stays on the device.
+#[derive(Clone, Debug)]
+pub struct Mirror(pub Cuda);
+
+impl Mirror {
+    fn up(&self, tensor: &Tensor) -> Result<CudaTensor> {
+        self.0.upload(tensor.clone())
+    }
+
+    fn up_maybe(&self, tensor: Option<&Tensor>) -> Result<Option<CudaTensor>> {
+        tensor.map(|tensor| self.up(tensor)).transpose()
+    }
+
+    fn up_f32(&self, tensor: Option<&Tensor>) -> Result<Option<CudaTensor>> {
+        tensor.map(|tensor| self.0.upload_f32(tensor.clone())).transpose()
+    }
+
+    fn up_norm(&self, norm: &Norm<Tensor>) -> Result<Norm<CudaTensor>> {
+        let bias = self.up_maybe(norm.bias.as_ref())?;
+        Ok(Norm { weight: self.up(&norm.weight)?, bias, eps: norm.eps })
+    }
+
+    fn with_heads<R>(
+        &self,
+        heads: &Heads<'_, Tensor>,
+        work: impl FnOnce(&Heads<'_, CudaTensor>) -> Result<R>,
+    ) -> Result<R> {
+        let packed = self.up(heads.packed)?;
+        let sizes = self.up_f32(heads.sizes)?;
+        let &Heads { heads, head_dim, scale, .. } = heads;
+        work(&Heads { packed: &packed, heads, head_dim, scale, sizes: sizes.as_ref() })
+    }
+
+    fn down(&self, tensor: Option<CudaTensor>) -> Result<Option<Tensor>> {
+        tensor.map(|tensor| self.0.download(&tensor)).transpose()
+    }
+
+    fn down_scores(&self, scores: Scores<CudaTensor>) -> Result<Scores<Tensor>> {
+        Ok(Scores { class: self.down(scores.class)?, received: self.down(scores.received)? })
+    }
+}
+
+impl Backend for Mirror {
+    type Tensor = Tensor;
+    type Plan = TokenPlan;
+
+    fn upload(&self, tensor: Tensor) -> Result<Tensor> {
+        Ok(tensor)
+    }
+
+    fn upload_f32(&self, tensor: Tensor) -> Result<Tensor> {
+        Ok(tensor)
+    }
+
+    fn download(&self, tensor: &Tensor) -> Result<Tensor> {
+        Ok(tensor.clone())
+    }
+
+    fn shape<'a>(&self, tensor: &'a Tensor) -> &'a [usize] {
+        tensor.shape()
+    }
+
+    fn upload_plan(&self, plan: TokenPlan) -> Result<TokenPlan> {
+        Ok(plan)
+    }
+
+    fn download_plan(&self, plan: &TokenPlan) -> Result<TokenPlan> {
+        Ok(plan.clone())
+    }
+
+    fn patches(&self, images: &Images, patch: [usize; 2], mean: &[f32], std: &[f32]) -> Result<Tensor> {
+        self.0.download(&self.0.patches(images, patch, mean, std)?)
+    }
+
+    fn embed(&self, patches: &Tensor, prefix: Option<&Tensor>, position: Option<&Tensor>) -> Result<Tensor> {
+        let (prefix, position) = (self.up_maybe(prefix)?, self.up_maybe(position)?);
+        self.0.download(&self.0.embed(&self.up(patches)?, prefix.as_ref(), position.as_ref())?)
+    }
+
+    fn layer_norm(&self, x: &Tensor, norm: &Norm<Tensor>) -> Result<Tensor> {
+        self.0.download(&self.0.layer_norm(&self.up(x)?, &self.up_norm(norm)?)?)
+    }
+
+    fn head_norm(&self, packed: Tensor, part: usize, heads: usize, norm: &Norm<Tensor>) -> Result<Tensor> {
+        let packed = self.0.upload(packed)?;
+        self.0.download(&self.0.head_norm(packed, part, heads, &self.up_norm(norm)?)?)
+    }
+
+    fn linear(
+        &self,
+        x: &Tensor,
+        layer: LinearRows<'_, Tensor>,
+        epilogue: Epilogue<Tensor>,
+    ) -> Result<Tensor> {
+        let Linear { weight, bias } = layer.layer;
+        let moved = Linear { weight: self.up(weight)?, bias: self.up_maybe(bias.as_ref())? };
+        let epilogue = match epilogue {
+            Epilogue::None => Epilogue::None,
+            Epilogue::Activation(activation) => Epilogue::Activation(activation),
+            Epilogue::AddTo(residual) => Epilogue::AddTo(self.0.upload(residual)?),
+        };
+        let rows = LinearRows { layer: &moved, rows: layer.rows };
+        self.0.download(&self.0.linear(&self.up(x)?, rows, epilogue)?)
+    }
+
+    fn attention(&self, qkv: &Heads<'_, Tensor>, scores: ScoreRequest) -> Result<(Tensor, Scores<Tensor>)> {
+        let (out, scores) = self.with_heads(qkv, |qkv| self.0.attention(qkv, scores))?;
+        Ok((self.0.download(&out)?, self.down_scores(scores)?))
+    }
+
+    fn attention_scores(&self, qk: &Heads<'_, Tensor>, scores: ScoreRequest) -> Result<Scores<Tensor>> {
+        self.down_scores(self.with_heads(qk, |qk| self.0.attention_scores(qk, scores))?)
+    }
+
+    fn attention_reduced(
+        &self,
+        qk: &Heads<'_, Tensor>,
+        values: &Tensor,
+        plan: &TokenPlan,
+        pooling: Pooling,
+    ) -> Result<Tensor> {
+        let (values, plan) = (self.up(values)?, self.0.upload_plan(plan.clone())?);
+        let out = self.with_heads(qk, |qk| self.0.attention_reduced(qk, &values, &plan, pooling))?;
+        self.0.download(&out)
+    }
+
+    fn matching(&self, matching: &Matching<'_, Tensor>) -> Result<TokenPlan> {
+        let &Matching { special, merges, both_ways, .. } = matching;
+        let (factors, factor_sizes) = match matching.attraction {
+            Attraction::Cosine => (None, None),
+            Attraction::MultiCriteria { informativeness, size, .. } => {
+                (self.up_f32(Some(informativeness.0))?, self.up_f32(size.0)?)
+            }
+        };
+        let (sizes, received) = match matching.weighting {
+            Weighting::Uniform => (None, None),
+            Weighting::Size(sizes) => (self.up_f32(sizes)?, None),
+            Weighting::SizeAndReceived(sizes, received) => {
+                (self.up_f32(sizes)?, self.up_f32(Some(received))?)
+            }
+        };
+        let attraction = || match (&matching.attraction, &factors) {
+            (&Attraction::MultiCriteria { tau_similarity, informativeness, size }, Some(factors)) => {
+                Attraction::MultiCriteria {
+                    tau_similarity,
+                    informativeness: (factors, informativeness.1),
+                    size: (factor_sizes.as_ref(), size.1),
+                }
+            }
+            _ => Attraction::Cosine,
+        };
+        let weighting = || match (&matching.weighting, &received) {
+            (Weighting::Uniform, _) => Weighting::Uniform,
+            (_, Some(received)) => Weighting::SizeAndReceived(sizes.as_ref(), received),
+            (_, None) => Weighting::Size(sizes.as_ref()),
+        };
+        let run = |metric: Metric<'_, CudaTensor>| {
+            let (attraction, weighting) = (attraction(), weighting());
+            self.0.matching(&Matching { metric, attraction, weighting, special, merges, both_ways })
+        };
+        let plan = match &matching.metric {
+            Metric::Rows(rows) => run(Metric::Rows(&self.up(rows)?))?,
+            Metric::Keys(heads) => self.with_heads(heads, |heads| run(Metric::Keys(heads)))?,
+        };
+        self.0.download_plan(&plan)
+    }
+
+    fn select(&self, select: &Select<'_, Tensor>) -> Result<TokenPlan> {
+        let &Select { class_scores, special, keep, fuse } = select;
+        let class_scores = self.0.upload_f32(class_scores.clone())?;
+        self.0.download_plan(&self.0.select(&Select { class_scores: &class_scores, special, keep, fuse })?)
+    }
+
+    fn merge(
+        &self,
+        x: &Tensor,
+        sizes: Option<&Tensor>,
+        plan: &TokenPlan,
+        pooling: Pooling,
+        norm: Option<&Norm<Tensor>>,
+    ) -> Result<Merged<Tensor>> {
+        let (x, sizes, plan) = (self.up(x)?, self.up_f32(sizes)?, self.0.upload_plan(plan.clone())?);
+        let norm = norm.map(|norm| self.up_norm(norm)).transpose()?;
+        let merged = self.0.merge(&x, sizes.as_ref(), &plan, pooling, norm.as_ref())?;
+        Ok(Merged {
+            tokens: self.0.download(&merged.tokens)?,
+            sizes: self.0.download(&merged.sizes)?,
+            normed: self.down(merged.normed)?,
+        })
+    }
+
+    fn unmerge(&self, x: &Tensor, plan: &TokenPlan) -> Result<Tensor> {
+        self.0.download(&self.0.unmerge(&self.up(x)?, &self.0.upload_plan(plan.clone())?)?)
+    }
+
+    fn tokens(&self, x: &Tensor, range: Range<usize>) -> Result<Tensor> {
+        self.0.download(&self.0.tokens(&self.up(x)?, range)?)
+    }
+
+    fn mean_tokens(&self, x: &Tensor, sizes: Option<&Tensor>, first: usize) -> Result<Tensor> {
+        self.0.download(&self.0.mean_tokens(&self.up(x)?, self.up_f32(sizes)?.as_ref(), first)?)
+    }
+}

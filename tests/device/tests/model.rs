@@ -1,0 +1,370 @@
+//! Whole models on the kernels against the reference: every method, in every storage type.
+#![cfg(feature = "cuda")]
+
+use std::path::Path;
+
+use foveate::{
+    Images, Pixels, Reduction, Result, Tensor, TokenPlan,
+    backend::{Backend, Heads, Merged, Scores},
+    cpu::Cpu,
+    cuda::{Cuda, CudaPlan, CudaTensor, DType},
+    model::{Activation, Observer, Readout, Vit, VitConfig, VitParams, arch},
+    reduction::{Evidence, Host, Method, Step},
+    weights::{Checkpoint, Overrides, load_vit},
+};
+use foveate_device_tests::{Turn, rounded};
+use half::{bf16, f16};
+
+/// The methods, with every way MCTF looks ahead and every kind of pooling.
+const SPECS: [&str; 10] = [
+    "none",
+    "tome:r=3",
+    "tome:r=4,proportional=false",
+    "mctf:r=2,ahead=0",
+    "mctf:r=2",
+    "mctf:r=2,ahead=2",
+    "mctf:r=3,pool=max",
+    "mctf:r=0.2,layers=0/2,both=false,pool=size",
+    "evit:keep=0.6,layers=0/1",
+    "evit:keep=0.5,layers=1,fuse=false",
+];
+
+/// The most that a result may differ, of its largest value.
+fn tolerance(dtype: DType) -> f32 {
+    match dtype {
+        DType::F32 => 1e-4,
+        DType::F16 => 1e-2,
+        DType::Bf16 => 5e-2,
+    }
+}
+
+fn config(width: usize, heads: usize, image: usize, patch: usize) -> VitConfig {
+    VitConfig {
+        image: [image; 2],
+        patch: [patch; 2],
+        width,
+        depth: 3,
+        heads,
+        hidden: 2 * width,
+        classes: 10,
+        ..arch::config("deit_tiny").unwrap()
+    }
+}
+
+/// Values as the device stores them.
+fn stored(dtype: DType, tensor: &Tensor) -> Tensor {
+    let values = match dtype {
+        DType::F32 => tensor.data().to_vec(),
+        DType::F16 => rounded::<f16>(tensor.data()),
+        DType::Bf16 => rounded::<bf16>(tensor.data()),
+    };
+    Tensor::new(tensor.shape(), values).unwrap()
+}
+
+fn pictures(config: &VitConfig, batch: usize, seed: usize) -> Images {
+    let [height, width] = config.image;
+    let shape = [batch, config.channels, height, width];
+    let count = shape.iter().product();
+    // Neither noise nor flat: waves of several lengths, another phase in each image.
+    let pixel = |at: usize| {
+        let (x, y, image) = (at % width, at / width % height, at / (width * height));
+        let wave = (x * 37 + y * 11 + image * 5 + seed) % 97 + (x * y + image * 7) % 31 * 3;
+        (wave % 251) as u8
+    };
+    Images::new(shape, Pixels::U8((0..count).map(pixel).collect())).unwrap()
+}
+
+/// A method that decides as it was decided before: the plans of another run.
+struct Replay<'a> {
+    method: &'a Reduction,
+    plans: &'a [(usize, TokenPlan)],
+}
+
+impl Method for Replay<'_> {
+    fn check(&self, host: &Host) -> Result<()> {
+        self.method.check(host)
+    }
+
+    fn step(&self, layer: usize, tokens: usize, host: &Host) -> Option<Step> {
+        self.method.step(layer, tokens, host)
+    }
+
+    fn proportional_attention(&self) -> bool {
+        self.method.proportional_attention()
+    }
+
+    fn plan<B: Backend>(&self, backend: &B, evidence: &Evidence<'_, B>) -> Result<B::Plan> {
+        let plan = self.plans.iter().find(|(layer, _)| *layer == evidence.layer);
+        backend.upload_plan(plan.expect("a plan for each step").1.clone())
+    }
+}
+
+/// Holds each decision of the device to what the reference decides on the same evidence.
+struct Judge<'a> {
+    cuda: &'a Cuda,
+    method: &'a Reduction,
+    steps: usize,
+}
+
+impl Judge<'_> {
+    fn down(&self, tensor: Option<&CudaTensor>) -> Option<Tensor> {
+        tensor.map(|tensor| self.cuda.download(tensor).unwrap())
+    }
+}
+
+impl Observer<Cuda> for Judge<'_> {
+    fn reduced(&mut self, evidence: &Evidence<'_, Cuda>, plan: &CudaPlan, merged: &Merged<CudaTensor>) {
+        self.steps += 1;
+        let tokens = self.cuda.download(evidence.tokens).unwrap();
+        let packed = self.cuda.download(evidence.heads.packed).unwrap();
+        let sizes = self.down(evidence.sizes);
+        let scores = Scores {
+            class: self.down(evidence.scores.class.as_ref()),
+            received: self.down(evidence.scores.received.as_ref()),
+        };
+        let known = Evidence::<Cpu> {
+            layer: evidence.layer,
+            step: evidence.step,
+            tokens: &tokens,
+            heads: Heads {
+                packed: &packed,
+                heads: evidence.heads.heads,
+                head_dim: evidence.heads.head_dim,
+                scale: evidence.heads.scale,
+                sizes: None,
+            },
+            scores: &scores,
+            sizes: sizes.as_ref(),
+            count: evidence.count,
+            special: evidence.special,
+        };
+        let want = self.method.plan(&Cpu::new(), &known).unwrap();
+        let got = self.cuda.download_plan(plan).unwrap();
+        let who = |plan: &TokenPlan| (plan.offsets().to_vec(), plan.members().to_vec());
+        assert_eq!(who(&got), who(&want), "{} in block {}: other tokens", self.method, evidence.layer);
+        for (got, want) in got.weights().iter().zip(want.weights()) {
+            assert!((got - want).abs() <= 1e-5 * want.abs(), "weight {got} instead of {want}");
+        }
+        for image in self.cuda.download(&merged.sizes).unwrap().data().chunks(evidence.step.tokens) {
+            let fused = matches!(self.method, Reduction::Evit(evit) if !evit.fuse);
+            let total: f32 = image.iter().sum();
+            assert!(
+                fused || (total - tokens_before(sizes.as_ref(), evidence.count)).abs() < 1e-3,
+                "{total} patches"
+            );
+        }
+    }
+}
+
+/// The patches that the tokens of an image stand for.
+fn tokens_before(sizes: Option<&Tensor>, count: usize) -> f32 {
+    sizes.map_or(count as f32, |sizes| sizes.item(0).iter().sum())
+}
+
+fn assert_close(what: &str, got: &Tensor, want: &Tensor, limit: f32) {
+    assert_eq!(got.shape(), want.shape(), "{what}");
+    let scale = want.data().iter().fold(0.0_f32, |scale, x| scale.max(x.abs()));
+    let error = got.data().iter().zip(want.data()).fold(0.0_f32, |worst, (a, b)| {
+        let error = (a - b).abs();
+        if error > worst || error.is_nan() { error } else { worst }
+    });
+    println!("{what}: {:.2e} of {:.2e}", error / scale, limit);
+    assert!(error <= limit * scale, "{what}: off by {error}, the largest value is {scale}");
+}
+
+/// One model with one method on the device, and on the processor with the device's decisions.
+fn check(cuda: &Cuda, config: &VitConfig, params: &VitParams<Tensor>, batch: usize, spec: &str) {
+    let method: Reduction = spec.parse().unwrap();
+    let params = params.clone().try_map(&mut |tensor| Ok(stored(cuda.dtype(), &tensor))).unwrap();
+    let images = pictures(config, batch, 3);
+    let device = Vit::new(cuda.clone(), config.clone(), params.clone()).unwrap();
+    let mut judge = Judge { cuda, method: &method, steps: 0 };
+    let got = device.forward_observed(&images, &method, &mut judge).unwrap();
+    let plans: Vec<(usize, TokenPlan)> =
+        got.plans.iter().map(|(layer, plan)| (*layer, cuda.download_plan(plan).unwrap())).collect();
+    assert_eq!(judge.steps, plans.len());
+    assert_eq!(plans.is_empty(), method == Reduction::None, "{spec} reduces");
+
+    let host = Vit::new(Cpu::new(), config.clone(), params).unwrap();
+    let want = host.forward(&images, &Replay { method: &method, plans: &plans }).unwrap();
+    assert_eq!(got.token_counts, want.token_counts);
+    let what =
+        |part: &str| format!("{} x {} tokens {} {spec} {part}", config.width, config.tokens(), cuda.dtype());
+    let limit = tolerance(cuda.dtype());
+    assert_close(&what("tokens"), &cuda.download(&got.tokens).unwrap(), &want.tokens, limit);
+    let logits = cuda.download(got.logits.as_ref().unwrap()).unwrap();
+    assert_close(&what("logits"), &logits, want.logits.as_ref().unwrap(), limit);
+    if let (Some(got), Some(want)) = (&got.sizes, &want.sizes) {
+        assert_eq!(&cuda.download(got).unwrap(), want, "sizes");
+    }
+    if cuda.dtype() == DType::F32 {
+        let own = host.forward(&images, &method).unwrap();
+        let who = |plan: &TokenPlan| (plan.offsets().to_vec(), plan.members().to_vec());
+        for ((layer, got), (_, want)) in plans.iter().zip(&own.plans) {
+            assert_eq!(who(got), who(want), "{spec} in block {layer}");
+        }
+        assert_eq!(got.source_map(cuda).unwrap(), own.source_map(&Cpu::new()).unwrap());
+    }
+    let again = device.forward(&images, &method).unwrap();
+    assert_eq!(cuda.download(again.logits.as_ref().unwrap()).unwrap(), logits, "twice the same bits");
+}
+
+fn check_all(dtype: DType) {
+    let Some(turn) = Turn::new() else { return };
+    let cuda = Cuda::on(&turn.device, dtype).unwrap();
+    let small = config(64, 2, 32, 8);
+    let params = arch::random_params(&small, 1);
+    SPECS.iter().for_each(|spec| check(&cuda, &small, &params, 2, spec));
+    let larger = config(128, 2, 64, 8);
+    let params = arch::random_params(&larger, 2);
+    for spec in ["none", "tome:r=12", "mctf:r=9", "evit:keep=0.5,layers=0/2"] {
+        check(&cuda, &larger, &params, 1, spec);
+    }
+    turn.end();
+}
+
+#[test]
+fn every_method_in_f32() {
+    check_all(DType::F32);
+}
+
+#[test]
+fn every_method_in_f16() {
+    check_all(DType::F16);
+}
+
+#[test]
+fn every_method_in_bf16() {
+    check_all(DType::Bf16);
+}
+
+/// Every shape that timm's `VisionTransformer` can take (gated MLP, norms of queries and keys, registers, mean and attention
+/// pooling, CLIP's activation), against timm's own outputs.
+#[test]
+fn timms_shapes() {
+    let Some(turn) = Turn::new() else { return };
+    for dtype in [DType::F32, DType::F16] {
+        let cuda = Cuda::on(&turn.device, dtype).unwrap();
+        for name in ["attention_pool", "clip_quickgelu", "no_class_token", "qk_norm_mean", "registers_swiglu"]
+        {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../timm/{name}.safetensors"));
+            let file = Checkpoint::open(path).unwrap();
+            let mut overrides = Overrides::default();
+            let settings: Vec<String> = serde_json::from_str(&file.metadata()["set"]).unwrap();
+            settings.iter().for_each(|setting| overrides.set(setting).unwrap());
+            let vit = load_vit(&file.with_prefix("w/"), None, &overrides).unwrap().build(cuda.clone());
+            let vit = vit.unwrap();
+            let x = file.tensor("x").unwrap();
+            let shape = <[usize; 4]>::try_from(x.shape()).unwrap();
+            let images = Images::new(shape, Pixels::F32(x.into_data())).unwrap();
+            let head_dim = vit.config().head_dim();
+            if dtype != DType::F32 && ![32, 40, 48, 64, 72, 80, 96, 128].contains(&head_dim) {
+                let error = vit.forward(&images, &Reduction::None).unwrap_err().to_string();
+                assert!(error.contains(&format!("heads have {head_dim} values")), "{error}");
+                continue;
+            }
+            let output = vit.forward(&images, &Reduction::None).unwrap();
+            let logits = cuda.download(output.logits.as_ref().unwrap()).unwrap();
+            assert_close(
+                &format!("{name} {dtype}"),
+                &logits,
+                &file.tensor("logits").unwrap(),
+                tolerance(dtype),
+            );
+        }
+    }
+    turn.end();
+}
+
+/// GELU's tanh form within the product, on the demo's trained model: off only where asked for, and by what the documentation
+/// says beside the error of rounding to f16.
+#[test]
+fn gelu_in_the_product() {
+    let Some(turn) = Turn::new() else { return };
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/fashion_deit_f16.safetensors");
+    let images = load_vit(&Checkpoint::open(&root).unwrap(), None, &Overrides::default()).unwrap();
+    let images = pictures(&images.config, 4, 1);
+    let logits = |cuda: &Cuda| {
+        let model = load_vit(&Checkpoint::open(&root).unwrap(), None, &Overrides::default()).unwrap();
+        let output = model.build(cuda.clone()).unwrap().forward(&images, &Reduction::None).unwrap();
+        cuda.download(output.logits.as_ref().unwrap()).unwrap()
+    };
+    let exact = Cuda::on(&turn.device, DType::F32).unwrap();
+    let half = Cuda::on(&turn.device, DType::F16).unwrap();
+    let truth = logits(&exact);
+    assert_eq!(logits(&exact.clone().with_fused_gelu(true)), truth, "f32 is exact all the same");
+    let (rounded, fused) = (logits(&half), logits(&half.clone().with_fused_gelu(true)));
+    assert_ne!(rounded, fused);
+    let rms = |a: &Tensor, b: &Tensor| {
+        let squares: f32 = a.data().iter().zip(b.data()).map(|(a, b)| (a - b).powi(2)).sum();
+        (squares / a.data().len() as f32).sqrt()
+    };
+    println!(
+        "f16: {:.2e} from f32; tanh form: {:.2e} from f16",
+        rms(&rounded, &truth),
+        rms(&fused, &rounded)
+    );
+    assert_close("fused GELU", &fused, &truth, tolerance(DType::F16));
+    turn.end();
+}
+
+/// More memory than any device has: said with what there is, and the device stays usable.
+#[test]
+fn running_out_of_memory_is_an_error() {
+    let Some(turn) = Turn::new() else { return };
+    let cuda = Cuda::on(&turn.device, DType::F32).unwrap();
+    let tokens = 1 << 24;
+    let dropped = TokenPlan::new(1, tokens, 1, vec![0, 0], vec![-1; tokens], vec![0.0; tokens]).unwrap();
+    let plan = cuda.upload_plan(dropped).unwrap();
+    let row = cuda.upload(Tensor::zeros(&[1, 1, 4096])).unwrap();
+    let error = cuda.unmerge(&row, &plan).unwrap_err();
+    assert!(matches!(error, foveate::Error::OutOfMemory { bytes: 0x40_0000_0000, .. }), "{error:?}");
+    let message = error.to_string();
+    assert!(message.contains("274877.9 MB asked for") && message.contains("smaller batch"), "{message}");
+    let config = config(64, 2, 32, 8);
+    check(&cuda, &config, &arch::random_params(&config, 1), 1, "tome:r=3");
+    turn.end();
+}
+
+/// The other activations and readouts: what no file above has together.
+#[test]
+fn other_activations_and_readouts() {
+    let Some(turn) = Turn::new() else { return };
+    for dtype in [DType::F32, DType::Bf16] {
+        let cuda = Cuda::on(&turn.device, dtype).unwrap();
+        for (activation, readout) in [
+            (Activation::GeluTanh, Readout::Mean),
+            (Activation::Silu, Readout::ClassAndMean),
+            (Activation::Relu, Readout::Class),
+            (Activation::SwiGlu, Readout::Mean),
+        ] {
+            let config = VitConfig { activation, readout, ..config(64, 2, 32, 8) };
+            let params = arch::random_params(&config, 9);
+            check(&cuda, &config, &params, 2, "tome:r=3");
+        }
+    }
+    turn.end();
+}
+
+/// What the kernels cannot do is said with the operation's name, and leaves the device usable.
+#[test]
+fn errors_leave_the_device_usable() {
+    let Some(turn) = Turn::new() else { return };
+    let cuda = Cuda::on(&turn.device, DType::F16).unwrap();
+    let x = cuda.upload(Tensor::zeros(&[1, 4, 8])).unwrap();
+    let norm = |width| foveate::backend::Norm {
+        weight: cuda.upload(Tensor::zeros(&[width])).unwrap(),
+        bias: None,
+        eps: 1e-6,
+    };
+    let message = cuda.layer_norm(&x, &norm(7)).unwrap_err().to_string();
+    assert!(message.contains("layer_norm: weight has shape [7], expected [8]"), "{message}");
+    let other = Cuda::on(&turn.device, DType::F16).unwrap();
+    let message = other.layer_norm(&x, &norm(8)).unwrap_err().to_string();
+    assert!(message.contains("x belongs to another backend"), "{message}");
+    let exact = cuda.upload_f32(Tensor::zeros(&[1, 4, 8])).unwrap();
+    let message = cuda.layer_norm(&exact, &norm(8)).unwrap_err().to_string();
+    assert!(message.contains("x holds f32, expected f16"), "{message}");
+    cuda.layer_norm(&x, &norm(8)).unwrap();
+    turn.end();
+}
