@@ -7,14 +7,15 @@ use std::{
 };
 
 use clap::Args;
-use foveate::{Reduction, reduction::token_counts};
+use foveate::{Reduction, backend::Backend, reduction::token_counts};
 use serde_json::{Value, json};
 
 use super::{
+    device::{Device, on_device},
     failure::Failure,
     inputs::{Batch, Rejected, expand, for_each_batch, verdict},
     labels,
-    options::{BatchSize, Model, ModelSettings, Sources, Threads},
+    options::{BatchSize, Model, ModelSettings, Sources},
     predict::{Guess, guesses, logits, require_classifier},
     report::{JsonStream, errors_json, percent, three_digits},
 };
@@ -50,7 +51,7 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     batch: BatchSize,
     #[command(flatten)]
-    threads: Threads,
+    device: Device,
     #[command(flatten)]
     settings: ModelSettings,
 }
@@ -62,10 +63,14 @@ enum Sink {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    on_device!(arguments.device, |backend| run_on(arguments, backend))
+}
+
+fn run_on<B: Backend>(arguments: &Arguments, backend: B) -> Result<(), Failure> {
     let reduction: Reduction = arguments.reduce.parse()?;
     let overrides = arguments.settings.overrides()?;
     let paths = expand(&arguments.sources.images)?;
-    let model = Model::open(&arguments.sources.weights, &overrides, arguments.threads.start()?)?;
+    let model = Model::open(&arguments.sources.weights, &overrides, backend)?;
     require_classifier(&model)?;
     model.check(&reduction)?;
     let config = model.config();
@@ -141,7 +146,7 @@ impl Sink {
     }
 }
 
-fn head(arguments: &Arguments, model: &Model, reduction: &Reduction) -> Value {
+fn head<B: Backend>(arguments: &Arguments, model: &Model<B>, reduction: &Reduction) -> Value {
     json!({
         "command": "classify",
         "version": env!("CARGO_PKG_VERSION"),

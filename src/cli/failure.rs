@@ -24,7 +24,17 @@ impl Failure {
 
 impl From<foveate::Error> for Failure {
     fn from(error: foveate::Error) -> Self {
-        Self::Input(error.to_string())
+        match error {
+            #[cfg(feature = "cuda")]
+            foveate::Error::NoDriver { .. }
+            | foveate::Error::NoLibrary { .. }
+            | foveate::Error::OutOfMemory { .. }
+            | foveate::Error::Driver { .. }
+            | foveate::Error::Kernels { .. }
+            | foveate::Error::Launch { .. }
+            | foveate::Error::Blas { .. } => Self::Other(error.to_string()),
+            _ => Self::Input(error.to_string()),
+        }
     }
 }
 

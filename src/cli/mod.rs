@@ -5,6 +5,7 @@
 
 mod classify;
 mod demo;
+mod device;
 mod embed;
 mod failure;
 mod info;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use foveate::{
     Reduction,
+    backend::Backend,
     cpu::Cpu,
     model::{Vit, VitConfig},
     reduction::Method,
@@ -53,7 +54,7 @@ impl ModelSettings {
 /// Threads.
 #[derive(Debug, Args)]
 pub(crate) struct Threads {
-    /// Threads to compute with, by default one per core
+    /// Threads of the processor to compute with, by default one per core
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
 }
@@ -92,23 +93,23 @@ pub(crate) fn reductions(specs: &[String]) -> Result<Vec<Reduction>, Failure> {
 }
 
 /// A model and what is known about the file it came from.
-pub(crate) struct Model {
+pub(crate) struct Model<B: Backend> {
     /// The model.
-    pub(crate) vit: Vit<Cpu>,
+    pub(crate) vit: Vit<B>,
     /// The checkpoint as messages name it.
     pub(crate) file: String,
     /// Who wrote it.
     pub(crate) family: Family,
 }
 
-impl Model {
+impl<B: Backend> Model<B> {
     /// Opens a checkpoint, with the configuration that lies beside it.
-    pub(crate) fn open(weights: &Path, overrides: &Overrides, cpu: Cpu) -> Result<Self, Failure> {
+    pub(crate) fn open(weights: &Path, overrides: &Overrides, backend: B) -> Result<Self, Failure> {
         let progress = Progress::spinner("reading the weights");
         let checkpoint = Checkpoint::open(weights)?;
         let LoadedVit { config, params, family, .. } =
             load_vit(&checkpoint, ConfigFile::beside(weights)?.as_ref(), overrides)?;
-        let vit = Vit::new(cpu, config, params)?;
+        let vit = Vit::new(backend, config, params)?;
         progress.finish();
         Ok(Self { vit, file: weights.display().to_string(), family })
     }

@@ -9,13 +9,15 @@ use std::{
 use clap::Args;
 use foveate::{
     Reduction,
+    backend::Backend,
     image::{Picture, caption, grid, overlay, save_png, upscale},
 };
 
 use super::{
+    device::{Device, on_device},
     failure::Failure,
     inputs::{Batch, expand, for_each_batch, verdict},
-    options::{BatchSize, Model, ModelSettings, Sources, Threads, reductions, refuse_overwriting},
+    options::{BatchSize, Model, ModelSettings, Sources, reductions, refuse_overwriting},
     predict::{guesses, is_classifier},
     report::percent,
 };
@@ -53,18 +55,22 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     batch: BatchSize,
     #[command(flatten)]
-    threads: Threads,
+    device: Device,
     #[command(flatten)]
     settings: ModelSettings,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    on_device!(arguments.device, |backend| run_on(arguments, backend))
+}
+
+fn run_on<B: Backend>(arguments: &Arguments, backend: B) -> Result<(), Failure> {
     let methods = reductions(&arguments.reduce)?;
     let overrides = arguments.settings.overrides()?;
     let paths = expand(&arguments.sources.images)?;
     let target = Target::new(&arguments.output)?;
     refuse_overwriting(&arguments.output, paths.iter().chain([&arguments.sources.weights]))?;
-    let model = Model::open(&arguments.sources.weights, &overrides, arguments.threads.start()?)?;
+    let model = Model::open(&arguments.sources.weights, &overrides, backend)?;
     for method in &methods {
         model.check(method)?;
     }
@@ -147,7 +153,11 @@ fn panel_size(size: [usize; 2]) -> [usize; 2] {
 }
 
 /// One row per image: the input, then each method's groups.
-fn draw(model: &Model, methods: &[Reduction], batch: &Batch) -> Result<Vec<Vec<Picture>>, Failure> {
+fn draw<B: Backend>(
+    model: &Model<B>,
+    methods: &[Reduction],
+    batch: &Batch,
+) -> Result<Vec<Vec<Picture>>, Failure> {
     let config = model.config();
     let factor = magnification(config.image);
     let scale = (panel_size(config.image)[1] / CAPTION).max(1);
@@ -161,7 +171,9 @@ fn draw(model: &Model, methods: &[Reduction], batch: &Batch) -> Result<Vec<Vec<P
     for method in methods {
         let output = model.vit.forward(&batch.images, method)?;
         let map = output.source_map(model.vit.backend())?;
-        let best = output.logits.as_ref().filter(|_| is_classifier(model)).map(|logits| guesses(logits, 1));
+        let logits = output.logits.as_ref().filter(|_| is_classifier(model));
+        let logits = logits.map(|logits| model.vit.backend().download(logits)).transpose()?;
+        let best = logits.map(|logits| guesses(&logits, 1));
         let tokens = format!("{} to {} tokens", output.token_counts[0], map.tokens_out());
         for (image, row) in rows.iter_mut().enumerate() {
             let groups = &map.groups(image)[config.special_tokens()..];

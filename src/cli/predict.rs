@@ -1,6 +1,6 @@
 //! From logits to what is said about an image.
 
-use foveate::{Reduction, Tensor, model::VitConfig};
+use foveate::{Reduction, Tensor, backend::Backend, model::VitConfig};
 use serde_json::{Value, json};
 
 use super::{failure::Failure, options::Model};
@@ -34,7 +34,7 @@ impl Guess {
 }
 
 /// Whether the model's outputs are classes; the reason and the remedy if not.
-pub(crate) fn require_classifier(model: &Model) -> Result<(), Failure> {
+pub(crate) fn require_classifier<B: Backend>(model: &Model<B>) -> Result<(), Failure> {
     let (file, config): (_, &VitConfig) = (&model.file, model.config());
     if model.is_clip() {
         return Err(Failure::Input(format!(
@@ -51,7 +51,7 @@ pub(crate) fn require_classifier(model: &Model) -> Result<(), Failure> {
 }
 
 /// Whether the model's outputs are classes.
-pub(crate) fn is_classifier(model: &Model) -> bool {
+pub(crate) fn is_classifier<B: Backend>(model: &Model<B>) -> bool {
     !model.is_clip() && model.config().classes > 0
 }
 
@@ -81,13 +81,14 @@ fn softmax(logits: &[f32]) -> Vec<f64> {
 }
 
 /// The logits of a batch.
-pub(crate) fn logits(
-    model: &foveate::model::Vit<foveate::cpu::Cpu>,
+pub(crate) fn logits<B: Backend>(
+    model: &foveate::model::Vit<B>,
     images: &foveate::Images,
     reduction: &Reduction,
 ) -> Result<Tensor, Failure> {
     let output = model.forward(images, reduction)?;
-    output.logits.ok_or_else(|| Failure::input("the model has no head"))
+    let logits = output.logits.ok_or_else(|| Failure::input("the model has no head"))?;
+    Ok(model.backend().download(&logits)?)
 }
 
 #[cfg(test)]

@@ -9,7 +9,6 @@ use std::{
 use clap::Args;
 use foveate::{
     Images, Pixels, Reduction, Tensor,
-    cpu::Cpu,
     macs::{Convention, ModelMacs},
     model::{Observer, Vit, VitConfig, VitParams, arch},
     reduction::Method,
@@ -18,10 +17,11 @@ use foveate::{
 use serde_json::{Value, json};
 
 use super::{
+    device::{Device, Runner, on_device},
     failure::Failure,
     info::model_json,
     measure::{Patience, in_turn, median},
-    options::{ModelSettings, Threads},
+    options::ModelSettings,
     progress::Progress,
     report::{Align, Table, counted, percent, quantity, three_digits, token_path, write_json},
     traffic::{Parameters, block_bytes, embed_bytes, head_bytes},
@@ -38,7 +38,7 @@ are counted as fvcore does. MB are counted, not measured: all parameters once pe
 operation, in f32; attention maps are never written. All figures are per batch. --arch takes random weights: what a \
 model costs does not depend on what it knows.
 
-JSON: command, version, name, model, backend, batch, threads, runs, reduction, tokens, segments: [{name, tokens_in, \
+JSON: command, version, name, model, backend, dtype, batch, threads, runs, reduction, tokens, segments: [{name, tokens_in, \
 tokens_out, macs, bytes, milliseconds, share, dense_milliseconds}], macs, bytes, milliseconds, images_per_second; with \
 a reduction also dense: {macs, bytes, milliseconds, images_per_second}, time_ratio and macs_ratio (reduced over dense).";
 
@@ -66,7 +66,7 @@ pub(crate) struct Arguments {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    threads: Threads,
+    device: Device,
     #[command(flatten)]
     settings: ModelSettings,
 }
@@ -88,13 +88,17 @@ struct Source {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    on_device!(arguments.device, |backend| run_on(arguments, backend))
+}
+
+fn run_on<B: Runner>(arguments: &Arguments, backend: B) -> Result<(), Failure> {
     let reduction: Reduction = arguments.reduce.parse()?;
     let overrides = arguments.settings.overrides()?;
     let (name, config, params) = arguments.source.model(&overrides)?;
     reduction.check(&config.host())?;
     let parameters = Parameters::of(&params);
     let batch = usize::from(arguments.batch);
-    let model = Vit::new(arguments.threads.start()?, config, params)?;
+    let model = Vit::new(backend, config, params)?;
     let images = noise(model.config(), batch)?;
     let methods =
         if reduction == Reduction::None { vec![reduction] } else { vec![reduction, Reduction::None] };
@@ -163,24 +167,35 @@ fn noise(config: &VitConfig, batch: usize) -> Result<Images, Failure> {
 }
 
 /// Notes when each block was done.
-#[derive(Default)]
-struct Clock {
+struct Clock<'a, B> {
+    backend: &'a B,
     marks: Vec<Instant>,
+    failed: foveate::Result<()>,
 }
 
-impl Observer<Cpu> for Clock {
-    fn embedded(&mut self, _tokens: &Tensor) {
+impl<B: Runner> Clock<'_, B> {
+    fn mark(&mut self) {
+        // A device works on while the host goes ahead.
+        if self.failed.is_ok() {
+            self.failed = self.backend.wait();
+        }
         self.marks.push(Instant::now());
     }
+}
 
-    fn block(&mut self, _layer: usize, _tokens: &Tensor) {
-        self.marks.push(Instant::now());
+impl<B: Runner> Observer<B> for Clock<'_, B> {
+    fn embedded(&mut self, _tokens: &B::Tensor) {
+        self.mark();
+    }
+
+    fn block(&mut self, _layer: usize, _tokens: &B::Tensor) {
+        self.mark();
     }
 }
 
 /// For each method, for each run: milliseconds of the embedding, of each block and of the head.
-fn measure(
-    model: &Vit<Cpu>,
+fn measure<B: Runner>(
+    model: &Vit<B>,
     images: &Images,
     methods: &[Reduction],
     runs: usize,
@@ -190,10 +205,12 @@ fn measure(
     let mut times = vec![Vec::new(); methods.len()];
     let patience = Patience { rounds: runs + WARM_UP, most_rounds: runs + WARM_UP, budget: Duration::MAX };
     in_turn(methods.len(), &patience, |which| {
-        let mut clock = Clock::default();
+        let mut clock = Clock { backend: model.backend(), marks: Vec::new(), failed: Ok(()) };
         let begun = Instant::now();
         model.forward_observed(images, &methods[which], &mut clock)?;
+        model.backend().wait()?;
         let end = Instant::now();
+        clock.failed?;
         let begins = std::iter::once(begun).chain(clock.marks.iter().copied());
         let ends = clock.marks.iter().copied().chain([end]);
         let segments: Vec<f64> =
@@ -294,24 +311,26 @@ impl Profile {
 }
 
 /// What is printed: the first profile, and the dense one beside it.
-struct Report<'a> {
+struct Report<'a, B: Runner> {
     name: String,
     arguments: &'a Arguments,
-    model: &'a Vit<Cpu>,
+    model: &'a Vit<B>,
     method: &'a Reduction,
     profiles: &'a [Profile],
 }
 
-impl Report<'_> {
+impl<B: Runner> Report<'_, B> {
     fn text(&self, out: &mut dyn Write) -> Result<(), Failure> {
         let (profile, dense) = (&self.profiles[0], self.profiles.get(1));
         writeln!(
             out,
-            "{}, {}: {} per batch, {} (cpu, f32), median of {}",
+            "{}, {}: {} per batch, {} ({}, {}), median of {}",
             self.name,
             self.method,
             counted(profile.batch, "image"),
-            counted(self.model.backend().threads(), "thread"),
+            self.model.backend().describe(),
+            B::NAME,
+            self.model.backend().storage(),
             counted(usize::from(self.arguments.runs), "run"),
         )?;
         writeln!(out)?;
@@ -408,7 +427,8 @@ impl Report<'_> {
             "version": env!("CARGO_PKG_VERSION"),
             "name": self.name,
             "model": model_json(self.model.config()),
-            "backend": "cpu",
+            "backend": B::NAME,
+            "dtype": self.model.backend().storage(),
             "batch": profile.batch,
             "threads": self.model.backend().threads(),
             "runs": self.arguments.runs,

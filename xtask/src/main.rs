@@ -1,5 +1,6 @@
 //! Chores of the workspace: `cargo xtask <task>`.
 
+mod emulate;
 mod resources;
 mod toolchain;
 
@@ -23,6 +24,8 @@ cargo xtask <task>
   counters   what the CUDA kernels do on the emulated driver (instructions, memory sectors, bank conflicts) against
              benches/counters.json; fails when a cost rose by more than 2 %. --write puts the new counts into the file:
              the commit message then says why
+  emulate    `cargo xtask emulate -- COMMAND`: runs a command on the emulated CUDA driver, slowly; `foveate` is built with
+             its kernels first: cargo xtask emulate -- foveate demo --device cuda
   toolchain  an nvcc: NVCC, CUDA_HOME or CUDA_PATH, PATH, else fetched into the target folder; prints NVCC=... and
              CUDA_HOME=... for scripts: export $(cargo xtask toolchain)
 ";
@@ -215,6 +218,14 @@ fn main() -> ExitCode {
             eprintln!("xtask: {error}");
             false
         }),
+        "emulate" => {
+            let mut words = env::args_os().skip(2).peekable();
+            let _ = words.next_if(|word| word == "--");
+            emulate::emulate(&words.collect::<Vec<_>>()).unwrap_or_else(|error| {
+                eprintln!("xtask: {error}");
+                false
+            })
+        }
         "toolchain" => print_toolchain(),
         "" | "help" | "--help" | "-h" => {
             print!("{HELP}");

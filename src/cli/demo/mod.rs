@@ -12,7 +12,6 @@ use std::{
 use clap::Args;
 use foveate::{
     Images, Reduction, SourceMap,
-    cpu::Cpu,
     image::{Picture, batch, decode, save_png},
     macs::{Convention, ModelMacs},
     model::{Vit, VitConfig},
@@ -22,13 +21,14 @@ use foveate::{
 use serde_json::{Value, json};
 
 use super::{
+    device::{Device, Runner, on_device},
     failure::Failure,
     info::model_json,
     measure::{Patience, in_turn, median, speedup},
-    options::{Threads, reductions},
+    options::reductions,
     predict::{Guess, guesses},
     progress::Progress,
-    report::{Align, Table, counted, percent, quantity, thousands, three_digits, token_path, write_json},
+    report::{Align, Table, percent, quantity, thousands, three_digits, token_path, write_json},
     traffic::Parameters,
 };
 
@@ -42,7 +42,7 @@ Speeds are measured in turn: in each round the dense model and every method run 
 median over the rounds, the speed-up the median of the rounds' ratios. Agreement counts the images for which a method \
 says the same as the dense model.
 
-JSON: command, version, model, parameters, test_top1, threads, rounds, methods: [{reduction, tokens, macs, macs_share, \
+JSON: command, version, model, parameters, test_top1, backend, dtype, threads, rounds, methods: [{reduction, tokens, macs, macs_share, \
 images_per_second, speedup, correct, agreement}], images: [{image, truth, predictions: [{class, label, probability, \
 reduction}]}], picture (null without one).";
 
@@ -82,7 +82,7 @@ pub(crate) struct Arguments {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    threads: Threads,
+    device: Device,
 }
 
 /// One of the demo's pictures.
@@ -105,8 +105,8 @@ struct Outcome {
 }
 
 /// The demo's model and pictures.
-struct Demo {
-    model: Vit<Cpu>,
+struct Demo<B: Runner> {
+    model: Vit<B>,
     parameters: u64,
     test_top1: Option<f64>,
     labels: Vec<String>,
@@ -115,8 +115,11 @@ struct Demo {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    on_device!(arguments.device, |backend| run_on(arguments, backend))
+}
+
+fn run_on<B: Runner>(arguments: &Arguments, backend: B) -> Result<(), Failure> {
     let asked = reductions(&arguments.reduce)?;
-    let cpu = arguments.threads.start()?;
     if !arguments.json {
         let mut out = io::stdout().lock();
         writeln!(
@@ -124,11 +127,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             "foveate {}: {} pictures of clothes, a small vision transformer, {}; nothing is downloaded",
             env!("CARGO_PKG_VERSION"),
             assets::IMAGES.len(),
-            counted(cpu.threads(), "thread"),
+            backend.describe(),
         )?;
         out.flush()?;
     }
-    let demo = Demo::new(cpu)?;
+    let demo = Demo::new(backend)?;
     let methods = demo.methods(asked)?;
     if !arguments.json {
         demo.introduce(&mut io::stdout().lock())?;
@@ -165,8 +168,8 @@ fn usual(tokens: usize) -> Vec<String> {
         .collect()
 }
 
-impl Demo {
-    fn new(cpu: Cpu) -> Result<Self, Failure> {
+impl<B: Runner> Demo<B> {
+    fn new(backend: B) -> Result<Self, Failure> {
         let checkpoint = Checkpoint::from_static("the demo's model", assets::MODEL)?;
         let LoadedVit { config, params, .. } = load_vit(&checkpoint, None, &Overrides::default())?;
         let labels = config.labels.clone().ok_or_else(|| broken("its model has no labels"))?;
@@ -186,7 +189,7 @@ impl Demo {
         Ok(Self {
             parameters: Parameters::of(&params).total(),
             test_top1: checkpoint.metadata().get("test_top1").and_then(|text| text.parse().ok()),
-            model: Vit::new(cpu, config, params)?,
+            model: Vit::new(backend, config, params)?,
             labels,
             items,
             images: batch(&pictures)?,
@@ -220,7 +223,7 @@ impl Demo {
             let logits = output.logits.as_ref().ok_or_else(|| broken("its model has no head"))?;
             outcomes.push(Outcome {
                 method: method.clone(),
-                guesses: guesses(logits, 1).into_iter().flatten().collect(),
+                guesses: guesses(&self.model.backend().download(logits)?, 1).into_iter().flatten().collect(),
                 map: output.source_map(self.model.backend())?,
                 token_counts: token_counts(method, self.config().tokens(), &self.model.host()),
                 macs: ModelMacs::of(self.config(), method).sum().total(Convention::Fvcore),
@@ -230,7 +233,7 @@ impl Demo {
         }
         let seconds = in_turn(methods.len(), &PATIENCE, |which| {
             self.model.forward(&self.images, &methods[which])?;
-            Ok(())
+            Ok(self.model.backend().wait()?)
         })?;
         for (outcome, times) in outcomes.iter_mut().zip(&seconds) {
             outcome.images_per_second = self.items.len() as f64 / median(times).max(1e-9);
@@ -295,7 +298,7 @@ impl Demo {
         writeln!(
             out,
             "\nMACs: multiply-adds per image. Agree: answers as method 0 does.\nSpeed: against method 0, measured in turn; median of {rounds} rounds on {}.\n",
-            counted(self.model.backend().threads(), "thread")
+            self.model.backend().describe()
         )?;
         self.predictions(outcomes).write(out)?;
         writeln!(
@@ -383,6 +386,8 @@ impl Demo {
             "model": model_json(self.config()),
             "parameters": self.parameters,
             "test_top1": self.test_top1,
+            "backend": B::NAME,
+            "dtype": self.model.backend().storage(),
             "threads": self.model.backend().threads(),
             "rounds": rounds,
             "methods": methods,

@@ -2,7 +2,7 @@
 
 use foveate::image::{Picture, caption, grid, label, overlay, text_size, upscale};
 
-use super::{Demo, Outcome};
+use super::{Demo, Outcome, Runner};
 use crate::cli::{
     failure::Failure,
     overlay::{BACKGROUND, INK, shortened},
@@ -21,7 +21,7 @@ const FAINT: [u8; 3] = [150, 156, 168];
 const HEADING_LINES: usize = 4;
 
 /// Draws the sheet: two images a row where there is room.
-pub(super) fn draw(demo: &Demo, outcomes: &[Outcome]) -> Result<Picture, Failure> {
+pub(super) fn draw<B: Runner>(demo: &Demo<B>, outcomes: &[Outcome]) -> Result<Picture, Failure> {
     let factor = (PANEL / demo.config().image[1].max(1)).max(1);
     let width = demo.config().image[1] * factor;
     // The dense model keeps every patch: its panel would be the image itself.
@@ -57,7 +57,12 @@ pub(super) fn draw(demo: &Demo, outcomes: &[Outcome]) -> Result<Picture, Failure
 }
 
 /// The image, then each method's groups, with what was said.
-fn panels(demo: &Demo, outcomes: &[Outcome], image: usize, factor: usize) -> Result<Vec<Picture>, Failure> {
+fn panels<B: Runner>(
+    demo: &Demo<B>,
+    outcomes: &[Outcome],
+    image: usize,
+    factor: usize,
+) -> Result<Vec<Picture>, Failure> {
     let (item, config) = (&demo.items[image], demo.config());
     let large = upscale(&item.picture, factor)?;
     let scale = (large.width() / 98).max(1);

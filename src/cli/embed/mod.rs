@@ -8,13 +8,14 @@ use std::{
 };
 
 use clap::Args;
-use foveate::{Reduction, SourceMap, Tensor, model::Output, reduction::token_counts};
+use foveate::{Reduction, SourceMap, Tensor, backend::Backend, model::Output, reduction::token_counts};
 use serde_json::json;
 
 use super::{
+    device::{Device, on_device},
     failure::Failure,
     inputs::{expand, for_each_batch, verdict},
-    options::{BatchSize, Model, ModelSettings, Sources, Threads, refuse_overwriting},
+    options::{BatchSize, Model, ModelSettings, Sources, refuse_overwriting},
     report::{counted, errors_json, write_json},
 };
 use file::{EmbeddingFile, Part, Values};
@@ -55,17 +56,21 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     batch: BatchSize,
     #[command(flatten)]
-    threads: Threads,
+    device: Device,
     #[command(flatten)]
     settings: ModelSettings,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    on_device!(arguments.device, |backend| run_on(arguments, backend))
+}
+
+fn run_on<B: Backend>(arguments: &Arguments, backend: B) -> Result<(), Failure> {
     let reduction: Reduction = arguments.reduce.parse()?;
     let overrides = arguments.settings.overrides()?;
     let paths = expand(&arguments.sources.images)?;
     refuse_overwriting(&arguments.output, paths.iter().chain([&arguments.sources.weights]))?;
-    let model = Model::open(&arguments.sources.weights, &overrides, arguments.threads.start()?)?;
+    let model = Model::open(&arguments.sources.weights, &overrides, backend)?;
     model.check(&reduction)?;
     let all_names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
     let parts = parts(&model, &reduction, arguments.unmerge);
@@ -114,7 +119,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 /// The tensors of the file, the largest first.
-fn parts(model: &Model, reduction: &Reduction, unmerge: bool) -> Vec<Part> {
+fn parts<B: Backend>(model: &Model<B>, reduction: &Reduction, unmerge: bool) -> Vec<Part> {
     let config = model.config();
     let (c, [rows, columns]) = (config.width, config.grid());
     let left = token_counts(reduction, config.tokens(), &model.vit.host()).last().copied();
@@ -137,9 +142,9 @@ fn parts(model: &Model, reduction: &Reduction, unmerge: bool) -> Vec<Part> {
 }
 
 /// The file's `__metadata__`.
-fn notes(
+fn notes<B: Backend>(
     arguments: &Arguments,
-    model: &Model,
+    model: &Model<B>,
     reduction: &Reduction,
     images: &[String],
 ) -> serde_json::Value {
@@ -154,8 +159,8 @@ fn notes(
 }
 
 /// The results of one batch, on the host.
-struct Extract<'a> {
-    model: &'a Model,
+struct Extract<'a, B: Backend> {
+    model: &'a Model<B>,
     tokens: Tensor,
     features: Tensor,
     logits: Option<Tensor>,
@@ -163,18 +168,18 @@ struct Extract<'a> {
     map: SourceMap,
 }
 
-impl<'a> Extract<'a> {
-    fn new(model: &'a Model, output: &Output<foveate::cpu::Cpu>) -> Result<Self, Failure> {
-        use foveate::backend::Backend;
-        let cpu = model.vit.backend();
-        let host = |tensor: &Option<Tensor>| tensor.as_ref().map(|tensor| cpu.download(tensor)).transpose();
+impl<'a, B: Backend> Extract<'a, B> {
+    fn new(model: &'a Model<B>, output: &Output<B>) -> Result<Self, Failure> {
+        let backend = model.vit.backend();
+        let host =
+            |tensor: &Option<B::Tensor>| tensor.as_ref().map(|tensor| backend.download(tensor)).transpose();
         Ok(Self {
             model,
-            tokens: cpu.download(&output.tokens)?,
-            features: cpu.download(&output.features)?,
+            tokens: backend.download(&output.tokens)?,
+            features: backend.download(&output.features)?,
             logits: host(&output.logits)?,
             sizes: host(&output.sizes)?,
-            map: output.source_map(cpu)?,
+            map: output.source_map(backend)?,
         })
     }
 
