@@ -1,8 +1,11 @@
-//! Bipartite matching on the CPU: ToMe on keys and MCTF on the residual stream.
+//! Bipartite matching, ToMe on keys and MCTF on the residual stream: on a GPU with the feature `cuda`, and on the CPU.
+
+#[cfg(feature = "cuda")]
+mod gpu;
 
 use std::hint::black_box;
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{Criterion, criterion_group};
 use foveate::{
     Tensor,
     backend::{Attraction, Backend, Matching, Metric, Weighting},
@@ -49,4 +52,10 @@ fn matching(c: &mut Criterion) {
 }
 
 criterion_group!(benches, matching);
-criterion_main!(benches);
+
+fn main() {
+    #[cfg(feature = "cuda")]
+    gpu::run("matching");
+    benches();
+    Criterion::default().configure_from_args().final_summary();
+}

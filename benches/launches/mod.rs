@@ -8,6 +8,7 @@ mod activation;
 mod attention;
 mod head_norm;
 mod linear;
+mod matching;
 mod merge;
 mod norm;
 mod patch;
@@ -70,6 +71,7 @@ pub const OPERATIONS: &[(&str, &[Operation])] = &[
     ("attention", attention::OPERATIONS),
     ("head_norm", head_norm::OPERATIONS),
     ("linear", linear::OPERATIONS),
+    ("matching", matching::OPERATIONS),
     ("merge", merge::OPERATIONS),
     ("norm", norm::OPERATIONS),
     ("patch", patch::OPERATIONS),
