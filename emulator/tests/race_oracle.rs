@@ -37,9 +37,7 @@ impl Plain {
     fn meet(&mut self, time: usize, warps: &[u32]) {
         let mut joined = [0; WARPS as usize];
         for &w in warps {
-            for v in 0..WARPS as usize {
-                joined[v] = joined[v].max(self.known[w as usize][v]);
-            }
+            joined.iter_mut().zip(self.known[w as usize]).for_each(|(join, known)| *join = (*join).max(known));
         }
         warps.iter().for_each(|&w| joined[w as usize] = time);
         warps.iter().for_each(|&w| self.known[w as usize] = joined);
