@@ -37,7 +37,10 @@ impl Plain {
     fn meet(&mut self, time: usize, warps: &[u32]) {
         let mut joined = [0; WARPS as usize];
         for &w in warps {
-            joined.iter_mut().zip(self.known[w as usize]).for_each(|(join, known)| *join = (*join).max(known));
+            joined
+                .iter_mut()
+                .zip(self.known[w as usize])
+                .for_each(|(join, known)| *join = (*join).max(known));
         }
         warps.iter().for_each(|&w| joined[w as usize] = time);
         warps.iter().for_each(|&w| self.known[w as usize] = joined);

@@ -586,6 +586,60 @@ fn the_last_block_adds_up() {
     }
 }
 
+/// Blocks in teams of three: each reads its team's word and counts itself; the last of a team writes the word. `skipped` does not
+/// count itself, the last of its team waits for one less.
+fn teams(skipped: Option<u32>) -> String {
+    let skip = skipped
+        .map_or(String::new(), |block| format!("    setp.eq.u32 %p2, %r1, {block};\n    @%p2 bra DONE;\n"));
+    let of_team =
+        |block: u32| format!("    setp.eq.u32 %p3, %r6, {};\n    @%p3 sub.u32 %r9, %r9, 1;\n", block % 4);
+    let less = skipped.map_or(String::new(), of_team);
+    format!(
+        "    setp.ne.u32 %p1, %r0, 0;
+    @%p1 bra DONE;
+    and.b32 %r6, %r1, 3;
+    mul.wide.u32 %rd4, %r6, 4;
+    add.s64 %rd5, %rd1, %rd4;
+    add.s64 %rd6, %rd2, %rd4;
+    ld.global.u32 %r7, [%rd5];
+{skip}    membar.gl;
+    atom.global.add.u32 %r8, [%rd6], 1;
+    membar.gl;
+    mov.u32 %r9, 2;
+{less}    setp.ne.u32 %p4, %r8, %r9;
+    @%p4 bra DONE;
+    add.u32 %r7, %r7, 1;
+    st.global.u32 [%rd5], %r7;
+DONE:"
+    )
+}
+
+/// Blocks of other teams have read other words of the same sector, and may have begun before; they have nothing to do with it.
+#[test]
+fn the_last_reader_of_a_team_writes() {
+    for order in ["forward", "reverse", "random:5"] {
+        let go = |skipped: Option<u32>| {
+            let mut config = strict();
+            config.set("EMU_ORDER", order).unwrap();
+            global(config, 12, &[words(&[7; 4]), words(&[0; 4])], &teams(skipped))
+        };
+        let ran = go(None).silent();
+        assert_eq!(ran.words(0), [8; 4]);
+        for block in [0, 5, 11] {
+            let ran = go(Some(block));
+            let reports = ran.device.reports.all();
+            // Where the one that does not count comes after the write it reads what was written.
+            assert!(reports.iter().any(|report| report.text.contains("Race")), "{order} {block}");
+            let text = &reports[0].text;
+            assert!(
+                text.contains(&format!("by block {block} "))
+                    || text.contains(&format!("block ({block},0,0)")),
+                "{text}"
+            );
+        }
+    }
+}
+
 /// A barrier of the whole grid: count up, then wait for the others. The first block waits until the second one has had its turn.
 const GRID_BARRIER: &str = "    setp.ne.u32 %p1, %r0, 0;
     mul.wide.u32 %rd4, %r1, 4;

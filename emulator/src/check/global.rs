@@ -46,7 +46,7 @@ pub struct GlobalConflict {
 const SECTOR: u64 = 32;
 const PAGE: u64 = 128;
 
-/// Marks a [`Past::reader`] that stands for several blocks; the rest is the segment of the last of them.
+/// Marks a [`Past::reader`] that stands for several blocks; the rest is their list.
 const SEVERAL: u32 = 1 << 31;
 /// Marks the instruction of a reader when some reader used the read-only path.
 const READ_ONLY: u32 = 1 << 31;
@@ -280,9 +280,14 @@ impl Now<'_> {
         }
         if past.reader != self.segment {
             let keep = past.reader_pc & READ_ONLY;
-            let several = past.reader & SEVERAL != 0
-                || past.reader != 0 && !order.before(past.reader, self.access.block);
-            past.reader = if several { SEVERAL | self.segment } else { self.segment };
+            past.reader = if past.reader & SEVERAL != 0 {
+                SEVERAL | order.readers.with(past.reader & !SEVERAL, self.segment)
+            } else if past.reader != 0 && !order.before(past.reader, self.access.block) {
+                let first = order.readers.with(0, past.reader);
+                SEVERAL | order.readers.with(first, self.segment)
+            } else {
+                self.segment
+            };
             past.reader_pc = self.access.pc & !READ_ONLY | keep;
         }
         if self.access.read_only {
@@ -295,7 +300,11 @@ impl Now<'_> {
     fn changed(&self, past: &Past, order: &mut Order, address: u64) -> Option<GlobalConflict> {
         let reader_pc = past.reader_pc & !READ_ONLY;
         if past.reader_pc & READ_ONLY != 0 {
-            return Some(conflict(past.reader, reader_pc, Touch::Read, order, address, true));
+            let reader = match past.reader & SEVERAL {
+                0 => past.reader,
+                _ => order.readers.of(past.reader & !SEVERAL).next().unwrap_or(0),
+            };
+            return Some(conflict(reader, reader_pc, Touch::Read, order, address, true));
         }
         if let Some(found) = self.against(past.writer, past.writer_pc, Touch::Write, order, address) {
             return Some(found);
@@ -306,8 +315,8 @@ impl Now<'_> {
         if past.reader & SEVERAL == 0 {
             return self.against(past.reader, reader_pc, Touch::Read, order, address);
         }
-        let ordered = order.all_before(past.reader & !SEVERAL, self.access.block);
-        (!ordered).then(|| conflict(past.reader, reader_pc, Touch::Read, order, address, false))
+        let reader = order.unordered_reader(past.reader & !SEVERAL, self.access.block)?;
+        Some(conflict(reader, reader_pc, Touch::Read, order, address, false))
     }
 
     fn against(
@@ -333,5 +342,5 @@ fn conflict(
     address: u64,
     read_only: bool,
 ) -> GlobalConflict {
-    GlobalConflict { first: (order.block(segment & !SEVERAL), pc, touch), address, read_only }
+    GlobalConflict { first: (order.block(segment), pc, touch), address, read_only }
 }

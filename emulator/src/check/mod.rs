@@ -3,4 +3,5 @@
 pub mod global;
 mod history;
 mod order;
+mod readers;
 pub mod shared;

@@ -4,6 +4,7 @@
 //! fence, and all that others had released to it. A block that reads the address with a load or an atomic afterwards has
 //! *acquired* it. Acquiring needs no fence here: where the hardware would need one its absence goes unnoticed.
 
+use super::readers::{List, Readers};
 use std::collections::HashMap;
 
 /// A stretch of a block's life between two fences: numbers from 1, 0 is "never".
@@ -50,6 +51,8 @@ pub(super) struct Order {
     current: Option<(u64, Segment)>,
     variables: Vec<Variable>,
     by_address: HashMap<u64, usize>,
+    /// Who has read words that several blocks have read.
+    pub(super) readers: Readers,
     /// Some block has synchronised through too many addresses to follow: everything counts as ordered.
     lost: bool,
 }
@@ -66,6 +69,7 @@ impl Default for Order {
             current: None,
             variables: Vec::new(),
             by_address: HashMap::new(),
+            readers: Readers::default(),
             lost: false,
         }
     }
@@ -190,17 +194,9 @@ impl Order {
         stretch.block == block || self.ordered(stretch.block, stretch.since, block)
     }
 
-    /// What any block did up to the beginning of a segment is ordered before what `block` does now.
-    pub(super) fn all_before(&self, segment: Segment, block: u64) -> bool {
-        if self.variables.is_empty() {
-            return false;
-        }
-        let time = self.stretches[segment as usize].since;
-        let others = self.stretches[1..].iter().filter(|s| s.block != block && s.since <= time);
-        let mut checked: Vec<u64> = others.map(|s| s.block).collect();
-        checked.sort_unstable();
-        checked.dedup();
-        checked.into_iter().all(|other| self.ordered(other, time, block))
+    /// The first of a word's several readers whose reading is not ordered before what `block` does now.
+    pub(super) fn unordered_reader(&self, list: List, block: u64) -> Option<Segment> {
+        self.readers.of(list).find(|&reader| !self.before(reader, block))
     }
 
     /// `block` has acquired a release of `other` whose fence came after `time`.
