@@ -79,9 +79,11 @@ impl Cuda {
         Ok(Self { inner: Arc::new(inner), fused_gelu: false })
     }
 
-    /// Whether GELU, [`Activation::Gelu`], is computed in its tanh form within the product before it. Saves a pass over the
-    /// MLP's hidden tokens and is off by up to 5e-4, which is about what rounding to `f16` does; `f32` tensors get the exact
-    /// form all the same. Off unless asked for.
+    /// Whether GELU, [`Activation::Gelu`], is computed in its tanh form within the product before it, which saves a pass over
+    /// the MLP's hidden tokens. `f32` tensors get the exact form all the same.
+    ///
+    /// Off unless asked for: against what rounding to `f16` costs anyhow, the tanh form's error is larger, 1.2 times in the
+    /// logits of the demo's model and 2.7 times in the features of a trained DINOv2 ViT-S (root mean squares).
     #[must_use]
     pub fn with_fused_gelu(self, fused: bool) -> Self {
         Self { fused_gelu: fused, ..self }
