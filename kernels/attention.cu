@@ -320,31 +320,36 @@ __device__ __forceinline__ void attention(const AttentionParams& p) {
     for (uint32_t place = warp; place < static_cast<uint32_t>(p.block_tiles); place += warps) {
         const uint32_t first_query = (blockIdx.x * p.block_tiles + place) * kTileRows;
         const uint32_t lane_row = chunk_offset(lane % 16, lane / 16);
+        // The last block may have tiles behind the last query.
+        const bool some = first_query < n;
         Scores tile;
-        tile.score(shared_q + place * kTileBytes + lane_row, shared_k + chunk_offset(lane / 16 * 8 + lane % 8, lane / 8 % 2), n);
-        if (biased) {
-            tile.bias(p.sizes + static_cast<int64_t>(blockIdx.z) * n, scale, t, n);
-        }
-        const float2 top = tile.top(t, n);
-        const float2 shift = {fv::finite_top(top.x) * factor, fv::finite_top(top.y) * factor};
-        const float2 sum = tile.exponentiate(factor, shift, n);
-        const float2 inverse = {fv::inverse_sum(sum.x), fv::inverse_sum(sum.y)};
+        float2 inverse;
+        if (some) {
+            tile.score(shared_q + place * kTileBytes + lane_row, shared_k + chunk_offset(lane / 16 * 8 + lane % 8, lane / 8 % 2), n);
+            if (biased) {
+                tile.bias(p.sizes + static_cast<int64_t>(blockIdx.z) * n, scale, t, n);
+            }
+            const float2 top = tile.top(t, n);
+            const float2 shift = {fv::finite_top(top.x) * factor, fv::finite_top(top.y) * factor};
+            const float2 sum = tile.exponentiate(factor, shift, n);
+            inverse = {fv::inverse_sum(sum.x), fv::inverse_sum(sum.y)};
 
-        // Scores that fall out on the way; at most eight rows are handed out, those of the upper half.
-        if (p.class_rows != nullptr && first_query == 0 && g < static_cast<uint32_t>(p.class_count)) {
-            tile.write_row(p.class_rows + (map * p.class_count + g) * n, inverse.x, t, n);
-        }
-        const bool first = first_query + g < n;
-        const bool second = first_query + g + 8 < n;
-        if (p.log_sum_exp != nullptr && t == 0) {
-            float* lse = p.log_sum_exp + map * n + first_query + g;
-            if (first) lse[0] = (shift.x + log2f(sum.x)) * fv::kLn2;
-            if (second) lse[8] = (shift.y + log2f(sum.y)) * fv::kLn2;
-        }
-        if constexpr (kColumns) {
-            if (p.received != nullptr) {
-                // Queries that do not exist attend to nothing.
-                tile.add_columns(columns, {first ? inverse.x : 0.0f, second ? inverse.y : 0.0f}, n);
+            // Scores that fall out on the way; at most eight rows are handed out, those of the upper half.
+            if (p.class_rows != nullptr && first_query == 0 && g < static_cast<uint32_t>(p.class_count)) {
+                tile.write_row(p.class_rows + (map * p.class_count + g) * n, inverse.x, t, n);
+            }
+            const bool first = first_query + g < n;
+            const bool second = first_query + g + 8 < n;
+            if (p.log_sum_exp != nullptr && t == 0) {
+                float* lse = p.log_sum_exp + map * n + first_query + g;
+                if (first) lse[0] = (shift.x + log2f(sum.x)) * fv::kLn2;
+                if (second) lse[8] = (shift.y + log2f(sum.y)) * fv::kLn2;
+            }
+            if constexpr (kColumns) {
+                if (p.received != nullptr) {
+                    // Queries that do not exist attend to nothing.
+                    tile.add_columns(columns, {first ? inverse.x : 0.0f, second ? inverse.y : 0.0f}, n);
+                }
             }
         }
         if (values_wait) {
@@ -353,7 +358,7 @@ __device__ __forceinline__ void attention(const AttentionParams& p) {
             __syncthreads();
             values_wait = false;
         }
-        if (p.v != nullptr) {
+        if (some && p.v != nullptr) {
             float o[kHeadDim / 8][4];
             tile.attend(o, shared_v + lane_row, n);
             write_out<E>(p, shared + place * kTileBytes, o, inverse, first_query);
