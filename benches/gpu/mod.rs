@@ -3,7 +3,7 @@
 
 #[path = "../launches/mod.rs"]
 #[allow(dead_code, unreachable_pub, reason = "the launches serve the counters and launch_one too")]
-mod launches;
+pub(crate) mod launches;
 
 use std::{cell::Cell, fs, path::Path, rc::Rc, time::Duration};
 
@@ -11,10 +11,7 @@ use criterion::{
     BenchmarkId, Criterion, Throughput,
     measurement::{Measurement, ValueFormatter},
 };
-use cudarc::driver::{
-    CudaEvent,
-    sys::{self, CUevent_flags},
-};
+use cudarc::driver::{CudaEvent, sys::CUevent_flags};
 use foveate::cuda::Device;
 use launches::{
     Counted, Place, Units,
@@ -34,10 +31,10 @@ pub(crate) fn run(bench: &str) {
 }
 
 /// The device, unless it is the emulated one: what that takes is no GPU's time.
-fn place() -> Result<Place, String> {
+pub(crate) fn place() -> Result<Place, String> {
     let device = Device::new(0).map_err(|error| error.to_string())?;
-    // SAFETY: a lookup; nothing is called.
-    if unsafe { sys::culib().get::<unsafe extern "C" fn() -> i32>(b"emu_version\0") }.is_ok() {
+    // Its name says so; whether it has the emulator's own functions cannot be asked where cudarc is linked (benches/peers).
+    if device.name().starts_with("foveate emulator") {
         return Err(format!(
             "the driver in front is {}; where there is a GPU too, --target-dir target/gpu keeps it away",
             device.name()
@@ -133,47 +130,75 @@ impl ValueFormatter for Rates {
 }
 
 fn time(bench: &str, place: &Place) {
-    let peak = Peak::of(place).expect("a driver that knows its device");
-    let giga =
-        |rate: Option<f64>| rate.map_or_else(|| "unknown".to_owned(), |rate| format!("{:.0}", rate / 1e9));
-    println!(
-        "{bench}: foveate {} on {}; peak {} GB/s, {} GFLOP/s in f32, {} GFLOP/s in matrix instructions; up to 32 copies of the \
-         tensors take turns, to come from memory and not from {} MiB of cache (no share of peak where they do not suffice)",
-        env!("CARGO_PKG_VERSION"),
-        place.device.name(),
-        giga(peak.bandwidth),
-        giga(peak.f32_flops),
-        giga(peak.matrix_flops),
-        peak.cache_bytes >> 20
-    );
-    let most = Rc::new(Cell::new(None));
-    let clock = CudaTime { place: place.clone(), rates: Rates { most: Rc::clone(&most) } };
-    let mut criterion = Criterion::default()
-        .with_measurement(clock)
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_secs(1))
-        .sample_size(30)
-        .configure_from_args();
+    let mut clocked = Bench::new(bench, place);
     for case in launches::timed(bench) {
-        let timer = match Timer::new(place, &case, &peak) {
-            Ok(timer) => timer,
-            Err(error) => {
-                println!("{case}: not timed: {error}");
-                continue;
+        match Timer::new(place, &case, &clocked.peak) {
+            Ok(timer) => {
+                let id = BenchmarkId::new(case.shape.to_string(), case.dtype);
+                clocked.time(case.operation.name, id, &timer);
             }
+            Err(error) => println!("{case}: not timed: {error}"),
+        }
+    }
+    clocked.finish();
+}
+
+/// Criterion with a device's clock.
+pub(crate) struct Bench {
+    pub(crate) peak: Peak,
+    most: Rc<Cell<Option<f64>>>,
+    criterion: Criterion<CudaTime>,
+}
+
+impl Bench {
+    /// Prints what the device could do.
+    pub(crate) fn new(name: &str, place: &Place) -> Self {
+        let peak = Peak::of(place).expect("a driver that knows its device");
+        let giga = |rate: Option<f64>| {
+            rate.map_or_else(|| "unknown".to_owned(), |rate| format!("{:.0}", rate / 1e9))
         };
-        most.set(rate_of(&timer, &peak));
-        let mut group = criterion.benchmark_group(case.operation.name);
+        println!(
+            "{name}: foveate {} on {}; peak {} GB/s, {} GFLOP/s in f32, {} GFLOP/s in matrix instructions; up to 32 copies of \
+             the tensors take turns, to come from memory and not from {} MiB of cache (no share of peak where they do not \
+             suffice)",
+            env!("CARGO_PKG_VERSION"),
+            place.device.name(),
+            giga(peak.bandwidth),
+            giga(peak.f32_flops),
+            giga(peak.matrix_flops),
+            peak.cache_bytes >> 20
+        );
+        let most = Rc::new(Cell::new(None));
+        let clock = CudaTime { place: place.clone(), rates: Rates { most: Rc::clone(&most) } };
+        let criterion = Criterion::default()
+            .with_measurement(clock)
+            .warm_up_time(Duration::from_millis(300))
+            .measurement_time(Duration::from_secs(1))
+            .sample_size(30)
+            .configure_from_args();
+        Self { peak, most, criterion }
+    }
+
+    /// Times launches unless the command line leaves them out; tells whether it has.
+    pub(crate) fn time(&mut self, group: &str, id: BenchmarkId, timer: &Timer) -> bool {
+        self.most.set(rate_of(timer, &self.peak));
+        let mut timed = false;
+        let mut group = self.criterion.benchmark_group(group);
         group.throughput(match timer.work.flops {
             0 => Throughput::Bytes(timer.work.bytes as u64),
             flops => Throughput::Elements(flops as u64),
         });
-        group.bench_function(BenchmarkId::new(case.shape.to_string(), case.dtype), |b| {
+        group.bench_function(id, |b| {
+            timed = true;
             b.iter_custom(|count| 1e9 * timer.seconds(count).expect("launches that were captured"));
         });
         group.finish();
+        timed
     }
-    criterion.final_summary();
+
+    pub(crate) fn finish(self) {
+        self.criterion.final_summary();
+    }
 }
 
 /// The most that a device does of what counts for a launch, a second.

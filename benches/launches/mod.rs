@@ -240,7 +240,8 @@ pub struct Launch {
 }
 
 impl Launch {
-    fn new(work: Work, run: impl FnMut() -> Result<()> + 'static) -> Self {
+    /// A call, and what it must do.
+    pub fn new(work: Work, run: impl FnMut() -> Result<()> + 'static) -> Self {
         Self { work, run: Box::new(run) }
     }
 
@@ -277,8 +278,7 @@ impl Place {
 
     /// `count` values in -1..1, the same for a seed in every run.
     fn values<T: Value>(&self, count: usize, seed: usize) -> Result<CudaSlice<T>> {
-        let table: Vec<T> = (0..count.min(PERIOD)).map(|i| T::of(noise(i, seed))).collect();
-        self.upload(&table.iter().copied().cycle().take(count).collect::<Vec<_>>())
+        self.upload(&host_values::<T>(count, seed))
     }
 
     fn upload<T: DeviceRepr>(&self, values: &[T]) -> Result<CudaSlice<T>> {
@@ -302,6 +302,12 @@ fn failed(action: &'static str, error: DriverError) -> Error {
     Error::Driver { action, what: format!("{error:?}") }
 }
 
+/// `count` values in -1..1, the same for a seed in every run.
+pub fn host_values<T: Value>(count: usize, seed: usize) -> Vec<T> {
+    let table: Vec<T> = (0..count.min(PERIOD)).map(|i| T::of(noise(i, seed))).collect();
+    table.iter().copied().cycle().take(count).collect()
+}
+
 /// A value in -1..1 from a hash (splitmix64), so that no counter depends on a crate's random numbers.
 fn noise(index: usize, seed: usize) -> f32 {
     let mut z = ((seed as u64) << 40).wrapping_add(index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -311,7 +317,8 @@ fn noise(index: usize, seed: usize) -> f32 {
 }
 
 /// A storage type as the launches fill it.
-trait Value: Element + ValidAsZeroBits + Unpin + 'static {
+pub trait Value: Element + ValidAsZeroBits + Unpin + 'static {
+    /// The nearest value.
     fn of(x: f32) -> Self;
 }
 

@@ -35,10 +35,18 @@ impl Timer {
     /// # Errors
     /// When memory runs out or a launch is refused.
     pub fn new(place: &Place, case: &Case, peak: &Peak) -> Result<Self> {
-        let mut launches = vec![case.prepare(place)?];
+        Self::of(place, peak, || case.prepare(place))
+    }
+
+    /// The same for launches that are no case of ours, on tensors of their own each.
+    ///
+    /// # Errors
+    /// When memory runs out or a launch is refused.
+    pub fn of(place: &Place, peak: &Peak, prepare: impl Fn() -> Result<Launch>) -> Result<Self> {
+        let mut launches = vec![prepare()?];
         let copies = (2 * peak.cache_bytes).div_ceil(launches[0].work.bytes.max(1)).clamp(1, CAPTURED);
         for _ in 1..copies {
-            launches.push(case.prepare(place)?);
+            launches.push(prepare()?);
         }
         launches.iter_mut().try_for_each(Launch::run)?;
         place.synchronize()?;
