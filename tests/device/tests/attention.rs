@@ -344,44 +344,75 @@ fn long_sequences_stream() {
     turn.end();
 }
 
-#[test]
-fn hidden_keys_count_for_nothing_and_a_row_without_keys_is_zero() {
-    let Some(turn) = Turn::new() else { return };
-    // All sizes 0: no key counts for any query.
-    let (tokens, width) = (37, 64);
-    let packed: CudaSlice<f16> = turn.upload(&random::<f16>(tokens * 3 * width, 3, 1.0));
-    let exact: CudaSlice<f32> = turn.upload(&random::<f32>(tokens * 3 * width, 3, 1.0));
+/// All sizes 0: no key counts for any query.
+fn without_keys<T: Value>(turn: &Turn, case: &Case) {
+    let (tokens, width) = (case.tokens, case.width());
+    let packed: CudaSlice<T> = turn.upload(case.packed::<T>(3).data());
     let sizes: CudaSlice<f32> = turn.upload(&vec![0.0; tokens]);
-    let case = plain(tokens, width);
     let mut lse: CudaSlice<f32> = turn.upload(&vec![f32::NAN; tokens]);
     let mut received: CudaSlice<f32> = turn.upload(&vec![f32::NAN; tokens]);
-    let mut out: CudaSlice<f16> = turn.upload(&vec![f32::NAN; tokens * width]);
+    let mut class: CudaSlice<f32> = turn.upload(&vec![f32::NAN; tokens]);
+    let mut out: CudaSlice<T> = turn.upload(&vec![f32::NAN; tokens * width]);
+    let mut scores = Scores {
+        class_rows: Some((class.as_view_mut(), 1)),
+        received: Some(received.as_view_mut()),
+        log_sum_exp: Some(lse.as_view_mut()),
+    };
+    let mut target = Strided::new(out.as_view_mut(), [1, tokens, width]);
+    let (call, v) = (call(&packed, Some(&sizes), case, 3), view(&packed, case, 3, 2));
+    attention(&turn.device, &turn.stream, &call, &v, &mut target, &mut scores).unwrap();
+    assert_eq!(turn.download(&out), vec![0.0; tokens * width], "{case:?}");
+    assert_eq!(turn.download(&received), vec![0.0; tokens], "{case:?}");
+    assert_eq!(turn.download(&class), vec![0.0; tokens], "{case:?}");
+    assert_eq!(turn.download(&lse), vec![f32::NEG_INFINITY; tokens], "{case:?}");
+}
+
+#[test]
+fn a_row_without_keys_is_zero() {
+    let Some(turn) = Turn::new() else { return };
+    // Resident, streamed by width, by length, and in f32.
+    without_keys::<f16>(&turn, &plain(37, 64));
+    without_keys::<bf16>(&turn, &plain(37, 32));
+    without_keys::<f16>(&turn, &plain(300, 64));
+    without_keys::<f32>(&turn, &plain(37, 64));
+    turn.end();
+}
+
+/// A query that is no number has a row that is none, and takes received attention with it; nobody else notices.
+fn with_a_bad_query<T: Value>(turn: &Turn, case: &Case, bad: f32) {
+    const BAD: usize = 9;
+    let mut packed = case.packed::<T>(3);
+    let row = 3 * case.width();
+    packed.data_mut()[BAD * row] = bad;
+    let case = Case { sizes: 0, ..case.clone() };
+    let heads =
+        Heads { packed: &packed, heads: case.heads, head_dim: case.dim, scale: case.scale(), sizes: None };
+    let (expected, _) = Cpu::new().attention(&heads, ScoreRequest::default()).unwrap();
+    let (out, class, received, _) = on_device::<T>(turn, &case, &packed, true);
+    let tolerance = 2.0 * (case.relative_error() + T::EPSILON);
+    for (token, (given, expected)) in
+        out.chunks(case.width()).zip(expected.data().chunks(case.width())).enumerate()
     {
-        let (call, v) = (call(&packed, Some(&sizes), &case, 3), view(&packed, &case, 3, 2));
-        let mut scores = Scores {
-            received: Some(received.as_view_mut()),
-            log_sum_exp: Some(lse.as_view_mut()),
-            ..Scores::default()
-        };
-        let mut target = Strided::new(out.as_view_mut(), [1, tokens, width]);
-        attention(&turn.device, &turn.stream, &call, &v, &mut target, &mut scores).unwrap();
+        if token == BAD {
+            assert!(given.iter().chain(expected).all(|x| x.is_nan()), "{case:?}");
+        } else {
+            let close = |(given, expected): (&f32, &f32)| (given - expected).abs() <= tolerance;
+            assert!(given.iter().zip(expected).all(close), "{case:?}: token {token}");
+        }
     }
-    assert_eq!(turn.download(&out), vec![0.0; tokens * width]);
-    assert_eq!(turn.download(&received), vec![0.0; tokens]);
-    assert_eq!(turn.download(&lse), vec![f32::NEG_INFINITY; tokens]);
-    let mut out: CudaSlice<f32> = turn.upload(&vec![f32::NAN; tokens * width]);
-    {
-        let (call, v) = (call(&exact, Some(&sizes), &case, 3), view(&exact, &case, 3, 2));
-        let mut scores = Scores {
-            received: Some(received.as_view_mut()),
-            log_sum_exp: Some(lse.as_view_mut()),
-            ..Scores::default()
-        };
-        let mut target = Strided::new(out.as_view_mut(), [1, tokens, width]);
-        attention(&turn.device, &turn.stream, &call, &v, &mut target, &mut scores).unwrap();
+    assert!(class.unwrap().iter().all(|p| p.is_finite()), "{case:?}");
+    assert!(received.unwrap().iter().all(|p| p.is_nan()), "{case:?}");
+}
+
+#[test]
+fn what_is_no_number_stays_in_its_row() {
+    let Some(turn) = Turn::new() else { return };
+    for bad in [f32::NAN, f32::INFINITY] {
+        with_a_bad_query::<f16>(&turn, &plain(37, 64), bad);
+        with_a_bad_query::<bf16>(&turn, &plain(37, 32), bad);
+        with_a_bad_query::<f16>(&turn, &plain(300, 64), bad);
+        with_a_bad_query::<f32>(&turn, &plain(37, 64), bad);
     }
-    assert_eq!(turn.download(&out), vec![0.0; tokens * width]);
-    assert_eq!(turn.download(&received), vec![0.0; tokens]);
     turn.end();
 }
 
