@@ -144,46 +144,73 @@ impl std::fmt::Debug for Short<'_> {
     }
 }
 
+/// Blocks one after the other, each up to its first race.
+fn check(blocks: &[Vec<Step>]) -> Result<(), TestCaseError> {
+    let mut race = SharedRace::default();
+    for steps in blocks {
+        race.start(WARPS, BYTES);
+        let mut plain = Plain { known: Default::default(), bytes: (0..BYTES).map(|_| Vec::new()).collect() };
+        for (time, step) in steps.iter().enumerate() {
+            match step {
+                Step::Access { warp, touch, size, mask, offsets, values } => {
+                    let offsets: &[u32; 32] = offsets[..].try_into().unwrap();
+                    let values: &[u128; 32] = values[..].try_into().unwrap();
+                    let values = (*touch == Touch::Write).then_some(values);
+                    let (warp, pc, mask, size, touch) = (*warp, time as u32, *mask, *size, *touch);
+                    let access = Access { warp, pc, mask, offsets, size, touch, values };
+                    let found = race.access(&access).map(|conflict| conflict.intra_warp);
+                    let expected = plain.access(time, step);
+                    prop_assert_eq!(found, expected, "step {} of {:#?}", time, Short(steps));
+                    if expected.is_some() {
+                        break;
+                    }
+                }
+                Step::Barrier => {
+                    race.barrier(0, &[0, 1, 2]);
+                    plain.meet(time, &[0, 1, 2]);
+                }
+                Step::Pair(a, b) => {
+                    race.barrier(1, &[*a, *b]);
+                    plain.meet(time, &[*a, *b]);
+                }
+                Step::Warp(w) => {
+                    race.warp_sync(*w, u32::MAX);
+                    plain.known[*w as usize][*w as usize] = time;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One lane's access.
+fn one(warp: u32, touch: Touch, size: u32, lane: u32, offset: u32) -> Step {
+    Step::Access { warp, touch, size, mask: 1 << lane, offsets: vec![offset; 32], values: vec![0; 32] }
+}
+
+/// What is ordered before one warp may not be forgotten: another warp may know nothing of it.
+#[test]
+fn what_one_warp_knows_of_another_may_not() {
+    for touch in [Touch::Write, Touch::Atomic] {
+        let size = if touch == Touch::Write { 1 } else { 4 };
+        check(&[vec![
+            one(2, touch, size, 25, 8),
+            Step::Pair(1, 0),
+            Step::Pair(2, 1),
+            one(1, Touch::Read, 16, 3, 0),
+            one(0, Touch::Read, 4, 8, 8),
+        ]])
+        .unwrap();
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(4000))]
 
     #[test]
-    fn the_first_race_is_found_and_nothing_before_it(blocks in prop::collection::vec(prop::collection::vec(step(), 1..40), 1..4)) {
-        let mut race = SharedRace::default();
-        for steps in blocks {
-            race.start(WARPS, BYTES);
-            let mut plain =
-                Plain { known: Default::default(), bytes: (0..BYTES).map(|_| Vec::new()).collect() };
-            for (time, step) in steps.iter().enumerate() {
-                match step {
-                    Step::Access { warp, touch, size, mask, offsets, values } => {
-                        let offsets: &[u32; 32] = offsets[..].try_into().unwrap();
-                        let values: &[u128; 32] = values[..].try_into().unwrap();
-                        let values = (*touch == Touch::Write).then_some(values);
-                        let access = Access {
-                            warp: *warp, pc: time as u32, mask: *mask, offsets, size: *size, touch: *touch, values,
-                        };
-                        let found = race.access(&access).map(|conflict| conflict.intra_warp);
-                        let expected = plain.access(time, step);
-                        prop_assert_eq!(found, expected, "step {} of {:#?}", time, Short(&steps));
-                        if expected.is_some() {
-                            break;
-                        }
-                    }
-                    Step::Barrier => {
-                        race.barrier(0, &[0, 1, 2]);
-                        plain.meet(time, &[0, 1, 2]);
-                    }
-                    Step::Pair(a, b) => {
-                        race.barrier(1, &[*a, *b]);
-                        plain.meet(time, &[*a, *b]);
-                    }
-                    Step::Warp(w) => {
-                        race.warp_sync(*w, u32::MAX);
-                        plain.known[*w as usize][*w as usize] = time;
-                    }
-                }
-            }
-        }
+    fn the_first_race_is_found_and_nothing_before_it(
+        blocks in prop::collection::vec(prop::collection::vec(step(), 1..40), 1..4),
+    ) {
+        check(&blocks)?;
     }
 }

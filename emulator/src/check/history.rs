@@ -106,7 +106,7 @@ impl SideTables {
         piece.flags = SPLIT;
     }
 
-    /// Makes a piece whose quarters no longer matter whole again.
+    /// Makes a piece whole again whose quarters no longer matter, for a write after all of them.
     fn join(&mut self, piece: &mut Piece) {
         let at = piece.side as usize - 1;
         for k in 0..4 {
@@ -256,7 +256,8 @@ impl Past<'_> {
         bytes: u32,
     ) -> Option<Conflict> {
         if piece.flags & SPLIT != 0 {
-            if piece.read_time > self.floor {
+            // A write after everything stands for all of it. A read does not: other warps may still conflict with the writes.
+            if piece.read_time > self.floor || self.access.touch != Touch::Write {
                 return self.quarters(piece, side, lane, (offset, offset + bytes), bytes / 4);
             }
             side.join(piece);
@@ -409,7 +410,6 @@ impl Past<'_> {
     ) -> Option<Conflict> {
         let set = side.set(piece);
         if set.last_atomic <= self.floor {
-            piece.flags &= !ATOMS;
             return None;
         }
         self.among(&set.entries[self.clock.len()..], set.atomics, Touch::Atomic, lane, offset)
