@@ -5,7 +5,11 @@
 //! `C` the width, `H` heads, `D = C/H`. Every operation is deterministic: the same inputs give the same bits, for any
 //! number of threads. Ties go to the lower token index; a NaN score ranks below every number.
 
+mod grid;
+
 use std::ops::Range;
+
+pub use grid::{Convolution, Depthwise, Frequency, GridBackend, NormOver};
 
 use crate::{Images, Result, Tensor, TokenPlan, model::Activation};
 

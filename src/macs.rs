@@ -1,5 +1,9 @@
 //! Multiply-adds of a reduced model, by the counting rules of the papers.
 
+mod grid;
+
+pub use grid::{GridConvention, GridMacs};
+
 use crate::{
     model::{Activation, Readout, VitConfig},
     reduction::{Method, Site, Step},

@@ -129,6 +129,18 @@ pub(super) fn add_scaled(y: &mut [f32], a: f32, x: &[f32]) {
     );
 }
 
+/// `y += a·x`, value by value.
+pub(super) fn add_product(y: &mut [f32], a: &[f32], x: &[f32]) {
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for ((y, &a), &x) in y.iter_mut().zip(a).zip(x) {
+                *y += a * x;
+            }
+        },
+    );
+}
+
 /// `out = (row - mean)/sqrt(variance + eps)·weight + bias`.
 pub(super) fn normalise(row: &[f32], weight: &[f32], bias: Option<&[f32]>, eps: f32, out: &mut [f32]) {
     Arch::new().dispatch(

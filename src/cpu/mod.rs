@@ -6,7 +6,10 @@
 
 mod arithmetic;
 pub mod attention;
+mod convolution;
+pub mod frequency;
 mod gemm;
+mod grid_norm;
 mod linear;
 pub mod matching;
 mod merge;
@@ -19,8 +22,10 @@ use std::{ops::Range, sync::Arc};
 use crate::{
     Error, Images, Result, Tensor, TokenPlan,
     backend::{
-        Backend, Epilogue, Heads, LinearRows, Matching, Merged, Norm, Pooling, ScoreRequest, Scores, Select,
+        Backend, Convolution, Depthwise, Epilogue, Frequency, GridBackend, Heads, LinearRows, Matching,
+        Merged, Norm, NormOver, Pooling, ScoreRequest, Scores, Select,
     },
+    model::Activation,
 };
 
 /// The reference backend and its threads.
@@ -163,6 +168,34 @@ impl Backend for Cpu {
 
     fn mean_tokens(&self, x: &Tensor, sizes: Option<&Tensor>, first: usize) -> Result<Tensor> {
         patch::mean_tokens(x, sizes, first)
+    }
+}
+
+impl GridBackend for Cpu {
+    fn convolution(&self, x: &Tensor, grid: [usize; 2], layer: &Convolution<Tensor>) -> Result<Tensor> {
+        self.run(|| convolution::convolution(x, grid, layer))
+    }
+
+    fn depthwise(&self, x: &Tensor, grid: [usize; 2], layer: &Depthwise<Tensor>) -> Result<Tensor> {
+        self.run(|| convolution::depthwise(x, grid, layer))
+    }
+
+    fn grid_norm(&self, x: &Tensor, over: NormOver, norm: &Norm<Tensor>) -> Result<Tensor> {
+        self.run(|| grid_norm::grid_norm(x, over, norm))
+    }
+
+    fn activate(&self, x: Tensor, activation: Activation) -> Result<Tensor> {
+        self.run(|| convolution::activate_all(x, activation))
+    }
+
+    fn frequency(
+        &self,
+        x: &Tensor,
+        grid: [usize; 2],
+        filter: &Frequency<Tensor>,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        self.run(|| frequency::frequency(x, grid, filter, residual))
     }
 }
 

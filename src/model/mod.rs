@@ -1,9 +1,11 @@
 //! Models: forward passes over a backend and a reduction, one file per architecture.
 
+pub mod affnet;
 pub mod arch;
 mod config;
 mod map;
 mod vit;
 
+pub use affnet::{AffNet, AffNetConfig};
 pub use config::{Activation, BlockParams, PoolParams, Readout, VitConfig, VitParams};
 pub use vit::{Observer, Output, Vit};

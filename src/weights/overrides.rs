@@ -3,6 +3,7 @@
 use super::text::shown;
 use crate::{
     Error, Result,
+    backend::NormOver,
     image::Interpolation,
     model::{Activation, Readout},
 };
@@ -13,8 +14,7 @@ pub(super) const LARGEST_SIDE: usize = 1 << 14;
 pub(super) const MOST_PATCHES: usize = 1 << 16;
 
 /// The keys of [`Overrides::set`], for messages and `--help`.
-const KEYS: &str =
-    "heads, image, norm_eps, activation, readout, mean, std, crop_pct, interpolation, position_antialias";
+const KEYS: &str = "heads, image, norm_eps, activation, readout, mean, std, crop_pct, interpolation, position_antialias, norm, shrinkage";
 
 /// Numbers that outrank everything the checkpoint and its configuration say.
 ///
@@ -51,6 +51,10 @@ pub struct Overrides {
     pub interpolation: Option<Interpolation>,
     /// Resample positions with (true) or without (false) antialiasing instead of the family's way.
     pub position_antialias: Option<bool>,
+    /// The norms of an AFFNet's blocks.
+    pub norm: Option<NormOver>,
+    /// The soft shrinkage of an AFFNet's filters.
+    pub shrinkage: Option<f32>,
 }
 
 impl Overrides {
@@ -117,6 +121,14 @@ impl Overrides {
             "position_antialias" => {
                 self.position_antialias = Some(value.parse().map_err(|_| wrong("true or false"))?);
             }
+            "norm" => {
+                let known = NormOver::parse(value);
+                self.norm = Some(known.ok_or_else(|| wrong("layer_norm_2d, layer_norm or batch_norm"))?);
+            }
+            "shrinkage" => {
+                let lambda = value.parse().ok().filter(|lambda: &f32| lambda.is_finite() && *lambda >= 0.0);
+                self.shrinkage = Some(lambda.ok_or_else(|| wrong("a number from 0 on such as 0.01"))?);
+            }
             _ => {
                 return Err(Error::model(format!("setting `{}` is unknown; use one of {KEYS}", shown(key))));
             }
@@ -158,6 +170,8 @@ mod tests {
             "crop_pct=0.875",
             "interpolation=bilinear",
             "position_antialias=true",
+            "norm=layer_norm",
+            "shrinkage=0.05",
         ] {
             o.set(text).unwrap();
         }
@@ -172,6 +186,8 @@ mod tests {
             crop_pct: Some(0.875),
             interpolation: Some(Interpolation::Bilinear),
             position_antialias: Some(true),
+            norm: Some(NormOver::Position),
+            shrinkage: Some(0.05),
         };
         assert_eq!(o, expected);
         // The message's list and the match stay together.
@@ -208,6 +224,8 @@ mod tests {
             "crop_pct=NaN",
             "interpolation=lanczos",
             "position_antialias=1",
+            "norm=rms",
+            "shrinkage=-1",
             "Heads=3",
             "=3",
             "",

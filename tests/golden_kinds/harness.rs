@@ -9,9 +9,6 @@ use super::{Check, File, evit, mctf, tome, vit};
 
 /// Kinds of methods and models that are not built yet.
 const PENDING: &[&str] = &[
-    "aff_block",
-    "aff_op",
-    "affnet",
     "bat_model",
     "bat_ops",
     "dynamicvit_lvvit",
