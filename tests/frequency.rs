@@ -32,7 +32,7 @@ fn filter(groups: usize, width: usize, seed: u64) -> Frequency<Tensor> {
         b1: tensor(&[2, groups, width], seed + 1),
         w2: tensor(&[2, groups, width, width], seed + 2),
         b2: tensor(&[2, groups, width], seed + 3),
-        activation: if seed % 2 == 0 { Activation::Silu } else { Activation::Relu },
+        activation: if seed.is_multiple_of(2) { Activation::Silu } else { Activation::Relu },
         threshold: 0.02,
     }
 }

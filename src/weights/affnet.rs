@@ -383,7 +383,6 @@ impl<'a> Reader<'a> {
     }
 
     /// `layer_1` or `layer_2`; the first inverted residual of the second halves the grid.
-    #[expect(clippy::type_complexity, reason = "numbers and parameters, side by side")]
     fn bottlenecks(
         &mut self,
         layer: usize,
