@@ -58,7 +58,7 @@ pub mod weights;
 pub use error::{Error, Result};
 pub use plan::{SourceMap, TokenPlan};
 pub use reduction::Reduction;
-pub use tensor::{Images, Pixels, Tensor};
+pub use tensor::{HostTensor, Images, Pixels, Tensor, TensorView};
 
 /// The README's example, compiled and run with the documentation tests.
 #[cfg(all(doctest, feature = "image"))]

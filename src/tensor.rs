@@ -87,6 +87,80 @@ impl Tensor {
     }
 }
 
+/// A dense row-major `f32` tensor in host memory that belongs to somebody else, such as an inference engine's storage.
+///
+/// ```
+/// use foveate::{HostTensor, TensorView, backend::Pooling, cpu::merge::merge};
+/// # use foveate::TokenPlan;
+/// // Two tokens of three values become their mean, without a copy of the tokens.
+/// let tokens = [1.0, 2.0, 3.0, 3.0, 4.0, 5.0];
+/// let plan = TokenPlan::from_groups(2, &[vec![vec![(0, 0.5), (1, 0.5)]]])?;
+/// let merged = merge(&TensorView::new(&[1, 2, 3], &tokens)?, None, &plan, Pooling::Weighted, None)?;
+/// assert_eq!(merged.tokens.data(), [2.0, 3.0, 4.0]);
+/// # Ok::<(), foveate::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TensorView<'a> {
+    shape: &'a [usize],
+    data: &'a [f32],
+}
+
+impl<'a> TensorView<'a> {
+    /// A view of `shape` over `data` (row-major, last axis contiguous).
+    ///
+    /// # Errors
+    /// When the product of `shape` overflows or is not the length of `data`.
+    pub fn new(shape: &'a [usize], data: &'a [f32]) -> Result<Self> {
+        if elements(shape) == Some(data.len()) {
+            return Ok(Self { shape, data });
+        }
+        Err(Error::argument("tensor view", format!("shape {shape:?} does not hold {} values", data.len())))
+    }
+}
+
+/// What the operations in [`crate::cpu`] read: a [`Tensor`], or a [`TensorView`] of memory that is not theirs.
+pub trait HostTensor: Sync {
+    /// The extents, outermost axis first.
+    fn shape(&self) -> &[usize];
+
+    /// The values, row-major.
+    fn data(&self) -> &[f32];
+
+    /// The extent of the last axis: the length of a row.
+    fn width(&self) -> usize {
+        self.shape().last().copied().unwrap_or(1)
+    }
+
+    /// Item `index` of the outermost axis, as a slice.
+    ///
+    /// # Panics
+    /// When `index` is out of range, as slice indexing does.
+    fn item(&self, index: usize) -> &[f32] {
+        let n = self.shape()[1..].iter().product::<usize>();
+        &self.data()[index * n..(index + 1) * n]
+    }
+}
+
+impl HostTensor for Tensor {
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> &[f32] {
+        &self.data
+    }
+}
+
+impl HostTensor for TensorView<'_> {
+    fn shape(&self) -> &[usize] {
+        self.shape
+    }
+
+    fn data(&self) -> &[f32] {
+        self.data
+    }
+}
+
 /// The product of `shape`, `None` when it overflows.
 pub(crate) fn elements(shape: &[usize]) -> Option<usize> {
     shape.iter().try_fold(1_usize, |n, &d| n.checked_mul(d)).filter(|&n| n <= isize::MAX as usize / 8)

@@ -9,7 +9,7 @@ use super::{
     tokens_shape,
 };
 use crate::{
-    Error, Result, Tensor, TokenPlan,
+    Error, HostTensor, Result, Tensor, TokenPlan,
     backend::{Heads, Pooling, ScoreRequest, Scores},
 };
 
@@ -26,10 +26,10 @@ struct Extents {
     width: usize,
 }
 
-fn extents(op: &'static str, heads: &Heads<'_, Tensor>, parts: usize) -> Result<Extents> {
+fn extents(op: &'static str, heads: &Heads<'_, impl HostTensor>, parts: usize) -> Result<Extents> {
     let [batch, tokens, stride] = tokens_shape(op, "packed heads", heads.packed)?;
-    let width = heads.heads * heads.head_dim;
-    if width == 0 || stride != parts * width {
+    let width = heads.heads.saturating_mul(heads.head_dim);
+    if width == 0 || Some(stride) != width.checked_mul(parts) {
         return Err(Error::argument(
             op,
             format!(
@@ -47,7 +47,7 @@ fn extents(op: &'static str, heads: &Heads<'_, Tensor>, parts: usize) -> Result<
 /// The rows of one head's attention map, block by block: calls `visit` with the first query of a block and its softmax
 /// rows, (queries, N).
 fn map_rows(
-    heads: &Heads<'_, Tensor>,
+    heads: &Heads<'_, impl HostTensor>,
     extents: &Extents,
     image: usize,
     head: usize,
@@ -126,7 +126,14 @@ fn join_heads(contexts: &[f32], batch: usize, heads: usize, n: usize, d: usize) 
     out
 }
 
-pub(super) fn attention(qkv: &Heads<'_, Tensor>, request: ScoreRequest) -> Result<(Tensor, Scores<Tensor>)> {
+/// [`Backend::attention`](crate::backend::Backend::attention) of packed queries, keys and values (B, N, 3C).
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn attention(
+    qkv: &Heads<'_, impl HostTensor>,
+    request: ScoreRequest,
+) -> Result<(Tensor, Scores<Tensor>)> {
     let e = extents("attention", qkv, 3)?;
     let (n, d) = (e.tokens, qkv.head_dim);
     let shape = [e.batch, qkv.heads, n];
@@ -153,7 +160,11 @@ pub(super) fn attention(qkv: &Heads<'_, Tensor>, request: ScoreRequest) -> Resul
     Ok((join_heads(&contexts, e.batch, qkv.heads, n, d), Scores { class, received }))
 }
 
-pub(super) fn attention_scores(qk: &Heads<'_, Tensor>, request: ScoreRequest) -> Result<Scores<Tensor>> {
+/// [`Backend::attention_scores`](crate::backend::Backend::attention_scores) of packed queries and keys (B, N, 2C).
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn attention_scores(qk: &Heads<'_, impl HostTensor>, request: ScoreRequest) -> Result<Scores<Tensor>> {
     let e = extents("attention_scores", qk, 2)?;
     let n = e.tokens;
     let shape = [e.batch, qk.heads, n];
@@ -238,9 +249,14 @@ pub fn fold_map(map: &[f32], plan: &TokenPlan, image: usize, pooling: Pooling) -
     Ok(heads.flatten().collect())
 }
 
-pub(super) fn attention_reduced(
-    qk: &Heads<'_, Tensor>,
-    values: &Tensor,
+/// [`Backend::attention_reduced`](crate::backend::Backend::attention_reduced) of packed queries and keys (B, N, 2C) and the
+/// reduced tokens' values (B, M, C).
+///
+/// # Errors
+/// When shapes do not fit, or the plan leaves no token.
+pub fn attention_reduced(
+    qk: &Heads<'_, impl HostTensor>,
+    values: &impl HostTensor,
     plan: &TokenPlan,
     pooling: Pooling,
 ) -> Result<Tensor> {

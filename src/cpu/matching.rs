@@ -10,7 +10,7 @@ use super::{
     tokens_shape,
 };
 use crate::{
-    Error, Result, Tensor, TokenPlan,
+    Error, HostTensor, Result, TokenPlan,
     backend::{Attraction, Matching, Metric, Weighting},
 };
 
@@ -193,7 +193,7 @@ fn normalised_rows(rows: &[f32], width: usize) -> Vec<f32> {
 
 /// The rows that are compared, of one image, (N, width), and their width: the mean over heads of the keys for
 /// [`Metric::Keys`].
-pub fn metric_rows(metric: &Metric<'_, Tensor>, image: usize) -> (Vec<f32>, usize) {
+pub fn metric_rows(metric: &Metric<'_, impl HostTensor>, image: usize) -> (Vec<f32>, usize) {
     match metric {
         Metric::Rows(rows) => (rows.item(image).to_vec(), rows.width()),
         Metric::Keys(heads) => {
@@ -208,7 +208,7 @@ pub fn metric_rows(metric: &Metric<'_, Tensor>, image: usize) -> (Vec<f32>, usiz
 }
 
 /// The mean over heads of (B, H, N) scores, for one image.
-pub(super) fn mean_over_heads(scores: &Tensor, image: usize) -> Vec<f32> {
+pub(super) fn mean_over_heads(scores: &impl HostTensor, image: usize) -> Vec<f32> {
     let n = scores.width();
     let heads = scores.item(image).len() / n;
     (0..n).map(|t| scores.item(image).chunks(n).map(|head| head[t]).sum::<f32>() / heads as f32).collect()
@@ -230,7 +230,7 @@ fn inverse_factor(values: &[f32], temperature: f64) -> Vec<f32> {
 ///
 /// # Errors
 /// When the tensors of `matching` do not fit each other.
-pub fn attractions(matching: &Matching<'_, Tensor>, image: usize) -> Result<Vec<f32>> {
+pub fn attractions(matching: &Matching<'_, impl HostTensor>, image: usize) -> Result<Vec<f32>> {
     check(matching)?;
     let (rows, width) = metric_rows(&matching.metric, image);
     let unit = normalised_rows(&rows, width);
@@ -262,13 +262,14 @@ pub fn attractions(matching: &Matching<'_, Tensor>, image: usize) -> Result<Vec<
 }
 
 /// (B, N) of a matching whose tensors fit each other.
-fn check(matching: &Matching<'_, Tensor>) -> Result<[usize; 2]> {
+fn check<T: HostTensor>(matching: &Matching<'_, T>) -> Result<[usize; 2]> {
     const OP: &str = "matching";
     let [batch, n, _] = match &matching.metric {
-        Metric::Rows(rows) => tokens_shape(OP, "metric", rows)?,
+        Metric::Rows(rows) => tokens_shape(OP, "metric", *rows)?,
         Metric::Keys(heads) => {
             let shape = tokens_shape(OP, "packed heads", heads.packed)?;
-            if heads.heads * heads.head_dim == 0 || shape[2] < 2 * heads.heads * heads.head_dim {
+            let width = heads.heads.saturating_mul(heads.head_dim);
+            if width == 0 || shape[2] < width.saturating_mul(2) {
                 return Err(Error::argument(
                     OP,
                     format!("packed rows of {} hold no keys of {} heads", shape[2], heads.heads),
@@ -277,7 +278,7 @@ fn check(matching: &Matching<'_, Tensor>) -> Result<[usize; 2]> {
             shape
         }
     };
-    let heads_shape = |t: &Tensor| match *t.shape() {
+    let heads_shape = |t: &T| match *t.shape() {
         [b, h, m] if b == batch && m == n && h > 0 => Ok(()),
         _ => Err(Error::argument(
             OP,
@@ -316,7 +317,11 @@ pub(super) fn weigh(groups: Vec<Vec<usize>>, weight: impl Fn(usize) -> f32) -> V
     groups.into_iter().map(weigh_group).collect()
 }
 
-pub(super) fn plan(matching: &Matching<'_, Tensor>) -> Result<TokenPlan> {
+/// [`Backend::matching`](crate::backend::Backend::matching).
+///
+/// # Errors
+/// When shapes or counts do not fit.
+pub fn plan(matching: &Matching<'_, impl HostTensor>) -> Result<TokenPlan> {
     let [batch, n] = check(matching)?;
     let groups = (0..batch).into_par_iter().map(|image| {
         let scores = attractions(matching, image)?;

@@ -4,16 +4,20 @@ use rayon::prelude::*;
 
 use super::{attention::pool_group, expect_shape, norm::layer_norm, tokens_shape};
 use crate::{
-    Error, Result, Tensor, TokenPlan,
+    Error, HostTensor, Result, Tensor, TokenPlan,
     backend::{Merged, Norm, Pooling},
 };
 
-pub(super) fn merge(
-    x: &Tensor,
-    sizes: Option<&Tensor>,
+/// [`Backend::merge`](crate::backend::Backend::merge).
+///
+/// # Errors
+/// When shapes do not fit each other or the plan.
+pub fn merge<T: HostTensor>(
+    x: &T,
+    sizes: Option<&T>,
     plan: &TokenPlan,
     pooling: Pooling,
-    norm: Option<&Norm<Tensor>>,
+    norm: Option<&Norm<T>>,
 ) -> Result<Merged<Tensor>> {
     let [batch, n, width] = tokens_shape("merge", "x", x)?;
     if let Some(sizes) = sizes {
@@ -45,7 +49,11 @@ pub(super) fn merge(
     Ok(Merged { tokens, sizes: out_sizes, normed })
 }
 
-pub(super) fn unmerge(x: &Tensor, plan: &TokenPlan) -> Result<Tensor> {
+/// [`Backend::unmerge`](crate::backend::Backend::unmerge).
+///
+/// # Errors
+/// When the shape does not fit the plan.
+pub fn unmerge(x: &impl HostTensor, plan: &TokenPlan) -> Result<Tensor> {
     let [batch, m, width] = tokens_shape("unmerge", "x", x)?;
     if (plan.batch(), plan.tokens_out()) != (batch, m) {
         return Err(Error::argument(

@@ -3,6 +3,10 @@
 //! It is the oracle the CUDA kernels are held to, so it is written to be read next to the papers; what speed it has
 //! comes from a GEMM library and from threads over images, heads and rows. Reductions run in a fixed order: results
 //! are the same bits for any number of threads.
+//!
+//! [`Cpu`] has them as a [`Backend`] of owned tensors. Those that token reduction is made of are also functions over any
+//! [`HostTensor`], so that an engine can hand in memory of its own: they run on the threads of the rayon pool they are called
+//! in.
 
 mod arithmetic;
 pub mod attention;
@@ -12,15 +16,15 @@ mod gemm;
 mod grid_norm;
 mod linear;
 pub mod matching;
-mod merge;
-mod norm;
+pub mod merge;
+pub mod norm;
 mod patch;
-mod select;
+pub mod select;
 
 use std::{ops::Range, sync::Arc};
 
 use crate::{
-    Error, Images, Result, Tensor, TokenPlan,
+    Error, HostTensor, Images, Result, Tensor, TokenPlan,
     backend::{
         Backend, Convolution, Depthwise, Epilogue, Frequency, GridBackend, Heads, LinearRows, Matching,
         Merged, Norm, NormOver, Pooling, ScoreRequest, Scores, Select,
@@ -200,7 +204,7 @@ impl GridBackend for Cpu {
 }
 
 /// Checks that `tensor` has shape `expected` and names it if not.
-fn expect_shape(op: &'static str, name: &str, tensor: &Tensor, expected: &[usize]) -> Result<()> {
+fn expect_shape(op: &'static str, name: &str, tensor: &impl HostTensor, expected: &[usize]) -> Result<()> {
     if tensor.shape() == expected {
         return Ok(());
     }
@@ -208,7 +212,7 @@ fn expect_shape(op: &'static str, name: &str, tensor: &Tensor, expected: &[usize
 }
 
 /// (B, N, C) of a tensor of tokens.
-fn tokens_shape(op: &'static str, name: &str, tensor: &Tensor) -> Result<[usize; 3]> {
+fn tokens_shape(op: &'static str, name: &str, tensor: &impl HostTensor) -> Result<[usize; 3]> {
     match *tensor.shape() {
         [b, n, c] if b > 0 && n > 0 && c > 0 => Ok([b, n, c]),
         _ => Err(Error::argument(

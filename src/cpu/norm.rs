@@ -3,18 +3,25 @@
 use rayon::prelude::*;
 
 use super::{arithmetic::normalise, expect_shape, tokens_shape};
-use crate::{Error, Result, Tensor, backend::Norm};
+use crate::{Error, HostTensor, Result, Tensor, backend::Norm};
 
-fn check(norm: &Norm<Tensor>, width: usize) -> Result<()> {
+fn check(norm: &Norm<impl HostTensor>, width: usize) -> Result<()> {
+    if width == 0 {
+        return Err(Error::argument("layer_norm", "rows of no values have no mean"));
+    }
     expect_shape("layer_norm", "weight", &norm.weight, &[width])?;
     norm.bias.as_ref().map_or(Ok(()), |bias| expect_shape("layer_norm", "bias", bias, &[width]))
 }
 
-pub(super) fn layer_norm(x: &Tensor, norm: &Norm<Tensor>) -> Result<Tensor> {
+/// [`Backend::layer_norm`](crate::backend::Backend::layer_norm).
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn layer_norm<N: HostTensor>(x: &impl HostTensor, norm: &Norm<N>) -> Result<Tensor> {
     let width = x.width();
     check(norm, width)?;
     let mut out = Tensor::zeros(x.shape());
-    let bias = norm.bias.as_ref().map(Tensor::data);
+    let bias = norm.bias.as_ref().map(N::data);
     let rows = out.data_mut().par_chunks_mut(width).zip(x.data().par_chunks(width));
     rows.for_each(|(out, row)| normalise(row, norm.weight.data(), bias, norm.eps, out));
     Ok(out)

@@ -3,9 +3,13 @@
 use rayon::prelude::*;
 
 use super::matching::{mean_over_heads, precedes};
-use crate::{Error, Result, Tensor, TokenPlan, backend::Select};
+use crate::{Error, HostTensor, Result, TokenPlan, backend::Select};
 
-pub(super) fn plan(select: &Select<'_, Tensor>) -> Result<TokenPlan> {
+/// [`Backend::select`](crate::backend::Backend::select).
+///
+/// # Errors
+/// When the scores have another shape, or counts do not fit.
+pub fn plan(select: &Select<'_, impl HostTensor>) -> Result<TokenPlan> {
     let [batch, _, n] = match *select.class_scores.shape() {
         [b, h, n] if b > 0 && h > 0 && n > 0 => [b, h, n],
         ref shape => {
