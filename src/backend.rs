@@ -152,6 +152,22 @@ pub struct Matching<'a, T> {
     pub both_ways: bool,
 }
 
+/// What predicts who is kept (DynamicViT, section 3.2), one at each place where tokens are cut. All of it but the mean over
+/// tokens works on each token alone.
+#[derive(Clone, Debug)]
+pub struct Predictor<T> {
+    /// LayerNorm of the tokens, (C).
+    pub norm: Norm<T>,
+    /// C to C, GELU. The second half of the outputs is replaced by its mean over the tokens.
+    pub hidden: Linear<T>,
+    /// C to C/2, GELU.
+    pub first: Linear<T>,
+    /// C/2 to C/4, GELU.
+    pub second: Linear<T>,
+    /// C/4 to 2: keep and drop.
+    pub last: Linear<T>,
+}
+
 /// Top-k selection of tokens by the class token's attention (EViT).
 #[derive(Debug)]
 pub struct Select<'a, T> {
@@ -267,6 +283,14 @@ pub trait Backend: Send + Sync {
 
     /// The plan of a bipartite matching.
     fn matching(&self, matching: &Matching<'_, Self::Tensor>) -> Result<Self::Plan>;
+    /// The logarithm of the probability with which each token of (B, N, C) is to be kept, (B, 1, N) in `f32`, from token
+    /// `special` on; those before it are not looked at and have 0.
+    fn keep_scores(
+        &self,
+        x: &Self::Tensor,
+        predictor: &Predictor<Self::Tensor>,
+        special: usize,
+    ) -> Result<Self::Tensor>;
     /// The plan of a top-k selection.
     fn select(&self, select: &Select<'_, Self::Tensor>) -> Result<Self::Plan>;
 

@@ -6,7 +6,7 @@ pub use grid::{GridConvention, GridMacs};
 
 use crate::{
     model::{Activation, Readout, VitConfig},
-    reduction::{Method, Site, Step},
+    reduction::{Cost, Method, Site, Step},
 };
 
 /// How published figures count what is not a matrix product. Both count a multiply-add once.
@@ -114,15 +114,14 @@ fn block(config: &VitConfig, n: u64, step: Option<&Step>) -> Macs {
     let gate = if config.activation == Activation::SwiGlu { 2 } else { 1 };
     let mlp = |m: u64| m * c * (config.hidden as u64) * (gate + 1);
     let m = step.map_or(n, |step| step.tokens as u64);
-    let decision = step.map_or(0, |step| step.macs);
-    // A selection scores tokens, a matching multiplies.
-    let (matching, scored) = match step {
-        Some(step) if step.scores.class => (0, decision),
-        _ => (decision, 0),
-    };
+    let cost = step.map_or_else(Cost::default, |step| step.cost);
     let (attended, macs) = match step.map(|step| step.site) {
         None | Some(Site::AfterAttention) => {
             (n, Macs { linear: 4 * n * c * c + mlp(m), attention: 2 * n * n * c, ..Macs::default() })
+        }
+        // The whole block works on what is left.
+        Some(Site::BeforeBlock) => {
+            (m, Macs { linear: 4 * m * c * c + mlp(m), attention: 2 * m * m * c, ..Macs::default() })
         }
         Some(Site::AfterBlock) => {
             (n, Macs { linear: 4 * n * c * c + mlp(n), attention: 2 * n * n * c, ..Macs::default() })
@@ -148,10 +147,18 @@ fn block(config: &VitConfig, n: u64, step: Option<&Step>) -> Macs {
     };
     let normalised = match step.map(|step| step.site) {
         None | Some(Site::AfterBlock) => 2 * n,
+        Some(Site::BeforeBlock) => 2 * m,
         Some(Site::AfterAttention) => n + m,
         Some(Site::BeforeAttention { .. }) => n + 2 * m,
     };
-    Macs { matching, scored, normalised: normalised * c, softmax: h * attended * attended, ..macs }
+    Macs {
+        linear: macs.linear + cost.linear,
+        matching: cost.similarity,
+        scored: cost.scored,
+        normalised: normalised * c + cost.normalised,
+        softmax: h * attended * attended,
+        ..macs
+    }
 }
 
 #[cfg(test)]

@@ -90,7 +90,7 @@ fn bad_strings_are_refused_with_the_remedy() {
 
 #[test]
 fn unsuitable_hosts_are_refused() {
-    let host = Host { depth: 4, special: 0, class_token: false, width: 64, heads: 1 };
+    let host = Host { depth: 4, special: 0, class_token: false, width: 64, heads: 1, ..Host::default() };
     let check = |spec: &str| spec.parse::<Reduction>().unwrap().check(&host);
     assert!(check("evit").unwrap_err().to_string().contains("needs a class token"));
     assert!(check("mctf:r=8,layers=3/6").unwrap_err().to_string().contains("block 6 does not exist"));
@@ -121,7 +121,7 @@ proptest! {
             let printed = reduction.to_string();
             prop_assert_eq!(&printed.parse::<Reduction>().unwrap(), &reduction);
             // Whatever was asked for, counts never grow and special tokens never go.
-            let host = Host { depth: 12, special: 1, class_token: true, width: 64, heads: 1 };
+            let host = Host { depth: 12, special: 1, class_token: true, width: 64, heads: 1, ..Host::default() };
             if reduction.check(&host).is_ok() {
                 let counts = reduction.token_counts(50, &host);
                 prop_assert!(counts.windows(2).all(|w| w[1] <= w[0] && w[1] >= 1), "{} {:?}", printed, counts);

@@ -72,7 +72,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let loaded = load_vit(&checkpoint, config.as_ref(), &overrides)?;
     progress.finish();
     for method in &methods {
-        method.check(&loaded.config.host())?;
+        method.check(&loaded.params.host(&loaded.config))?;
     }
     let parameters = Parameters::of(&loaded.params).total();
     let file = arguments.weights.display().to_string();

@@ -94,8 +94,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 fn run_on<B: Runner>(arguments: &Arguments, backend: B) -> Result<(), Failure> {
     let reduction: Reduction = arguments.reduce.parse()?;
     let overrides = arguments.settings.overrides()?;
-    let (name, config, params) = arguments.source.model(&overrides)?;
-    reduction.check(&config.host())?;
+    let (name, config, mut params) = arguments.source.model(&overrides)?;
+    if arguments.source.arch.is_some() {
+        params.reducers = arch::random_reducers(&config, reduction.own_weights(&config.host()), 0);
+    }
+    reduction.check(&params.host(&config))?;
     let parameters = Parameters::of(&params);
     let batch = usize::from(arguments.batch);
     let model = Vit::new(backend, config, params)?;

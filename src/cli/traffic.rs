@@ -109,6 +109,10 @@ pub(crate) fn block_bytes(
     });
     let merge = n * c + m * c;
     let (activations, twice) = match step.map(|step| step.site) {
+        Some(Site::BeforeBlock) => {
+            let block = attention(m) + project(m) + norm(m) + layers(m);
+            (decision + merge + m * c + block, 0)
+        }
         None => (norm(n) + attention(n) + project(n) + norm(n) + layers(n), 0),
         Some(Site::AfterAttention) => {
             (norm(n) + attention(n) + project(n) + decision + merge + m * c + layers(m), 0)

@@ -19,6 +19,7 @@ pub mod matching;
 pub mod merge;
 pub mod norm;
 mod patch;
+pub mod predictor;
 pub mod select;
 
 use std::{ops::Range, sync::Arc};
@@ -27,7 +28,7 @@ use crate::{
     Error, HostTensor, Images, Result, Tensor, TokenPlan,
     backend::{
         Backend, Convolution, Depthwise, Epilogue, Frequency, GridBackend, Heads, LinearRows, Matching,
-        Merged, Norm, NormOver, Pooling, ScoreRequest, Scores, Select,
+        Merged, Norm, NormOver, Pooling, Predictor, ScoreRequest, Scores, Select,
     },
     model::Activation,
 };
@@ -145,6 +146,10 @@ impl Backend for Cpu {
 
     fn matching(&self, matching: &Matching<'_, Tensor>) -> Result<TokenPlan> {
         self.run(|| matching::plan(matching))
+    }
+
+    fn keep_scores(&self, x: &Tensor, predictor: &Predictor<Tensor>, special: usize) -> Result<Tensor> {
+        self.run(|| predictor::keep_scores(x, predictor, special, None))
     }
 
     fn select(&self, select: &Select<'_, Tensor>) -> Result<TokenPlan> {

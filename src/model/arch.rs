@@ -1,10 +1,11 @@
 //! Architectures by name, for counting and measuring without a checkpoint.
 
-use super::{Activation, BlockParams, Readout, VitConfig, VitParams};
+use super::{Activation, BlockParams, Readout, Reducers, VitConfig, VitParams};
 use crate::{
     Error, Result, Tensor,
-    backend::{Linear, Norm},
+    backend::{Linear, Norm, Predictor},
     image::Transform,
+    reduction::OwnWeights,
 };
 
 /// (name, image, patch, width, depth, heads, LayerScale, registers, class token's own distillation)
@@ -80,9 +81,8 @@ pub fn config(name: &str) -> Result<VitConfig> {
     })
 }
 
-/// Random parameters of the right shapes and of a sane scale: what a model costs does not depend on what it knows.
-/// The same `seed` gives the same parameters.
-pub fn random_params(config: &VitConfig, seed: u64) -> VitParams<Tensor> {
+/// Random tensors of a shape and a scale.
+fn random(seed: u64) -> impl FnMut(&[usize], f32) -> Tensor {
     let mut state = seed ^ 0x9E37_79B9_7F4A_7C15;
     // Sums of uniform numbers are normal enough here.
     let mut uniform = move || {
@@ -92,17 +92,45 @@ pub fn random_params(config: &VitConfig, seed: u64) -> VitParams<Tensor> {
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         ((z ^ (z >> 31)) >> 40) as f32 / (1_u32 << 24) as f32 - 0.5
     };
-    let mut random = |shape: &[usize], scale: f32| {
+    move |shape, scale| {
         let mut tensor = Tensor::zeros(shape);
         tensor.data_mut().iter_mut().for_each(|x| *x = scale * (uniform() + uniform() + uniform()) * 2.0);
         tensor
-    };
-    let (c, hidden) = (config.width, config.hidden);
-    let norm = |width: usize| Norm {
+    }
+}
+
+fn plain_norm(width: usize, eps: f32) -> Norm<Tensor> {
+    Norm {
         weight: Tensor::new(&[width], vec![1.0; width]).unwrap_or_else(|_| Tensor::zeros(&[width])),
         bias: Some(Tensor::zeros(&[width])),
-        eps: config.norm_eps,
+        eps,
+    }
+}
+
+/// Random weights of reduction methods, for what a method costs: as [`random_params`], which leave them out.
+pub fn random_reducers(config: &VitConfig, needed: OwnWeights, seed: u64) -> Reducers<Tensor> {
+    let mut random = random(seed);
+    let c = config.width;
+    let mut linear = |outputs: usize, inputs: usize| Linear {
+        weight: random(&[outputs, inputs], (inputs as f32).powf(-0.5)),
+        bias: Some(Tensor::zeros(&[outputs])),
     };
+    let predictor = |_| Predictor {
+        norm: plain_norm(c, 1e-5),
+        hidden: linear(c, c),
+        first: linear(c / 2, c),
+        second: linear(c / 4, c / 2),
+        last: linear(2, c / 4),
+    };
+    Reducers { predictors: (0..needed.predictors).map(predictor).collect() }
+}
+
+/// Random parameters of the right shapes and of a sane scale: what a model costs does not depend on what it knows.
+/// The same `seed` gives the same parameters.
+pub fn random_params(config: &VitConfig, seed: u64) -> VitParams<Tensor> {
+    let mut random = random(seed);
+    let (c, hidden) = (config.width, config.hidden);
+    let norm = |width: usize| plain_norm(width, config.norm_eps);
     let mut linear = |outputs: usize, inputs: usize| Linear {
         weight: random(&[outputs, inputs], (inputs as f32).powf(-0.5)),
         bias: Some(Tensor::zeros(&[outputs])),
@@ -136,5 +164,6 @@ pub fn random_params(config: &VitConfig, seed: u64) -> VitParams<Tensor> {
         fc_norm: None,
         head,
         head_dist,
+        reducers: Reducers::default(),
     }
 }

@@ -2,9 +2,9 @@
 
 use crate::{
     Error, Result,
-    backend::{Linear, Norm},
+    backend::{Linear, Norm, Predictor},
     image::Transform,
-    reduction::Host,
+    reduction::{Host, OwnWeights},
 };
 
 /// The nonlinearity of the MLP.
@@ -138,7 +138,7 @@ impl VitConfig {
         [self.image[0] / self.patch[0], self.image[1] / self.patch[1]]
     }
 
-    /// What reduction methods may know of the model.
+    /// What reduction methods may know of the model by its numbers; [`VitParams::host`] adds what its weights tell.
     pub fn host(&self) -> Host {
         Host {
             depth: self.depth,
@@ -146,6 +146,8 @@ impl VitConfig {
             class_token: self.class_token,
             width: self.width,
             heads: self.heads,
+            grid: self.grid(),
+            weights: None,
         }
     }
 
@@ -287,4 +289,32 @@ pub struct VitParams<T> {
     pub head: Option<Linear<T>>,
     /// The distillation token's classifier; its logits and the class token's are averaged.
     pub head_dist: Option<Linear<T>>,
+    /// What reduction methods were trained with.
+    pub reducers: Reducers<T>,
+}
+
+impl<T> VitParams<T> {
+    /// What reduction methods may know of a model with these numbers and parameters.
+    pub fn host(&self, config: &VitConfig) -> Host {
+        Host { weights: Some(self.reducers.own()), ..config.host() }
+    }
+}
+
+/// The parameters of reduction methods that have some of their own.
+#[derive(Clone, Debug)]
+pub struct Reducers<T> {
+    /// DynamicViT's, one for each place where tokens are cut.
+    pub predictors: Vec<Predictor<T>>,
+}
+
+impl<T> Default for Reducers<T> {
+    fn default() -> Self {
+        Self { predictors: Vec::new() }
+    }
+}
+
+impl<T> Reducers<T> {
+    fn own(&self) -> OwnWeights {
+        OwnWeights { predictors: self.predictors.len() }
+    }
 }

@@ -1,9 +1,9 @@
 //! Parameters over one kind of tensor become parameters over another: from the host to a device.
 
-use super::{BlockParams, PoolParams, VitParams};
+use super::{BlockParams, PoolParams, Reducers, VitParams};
 use crate::{
     Result,
-    backend::{Linear, Norm},
+    backend::{Linear, Norm, Predictor},
 };
 
 /// Applies `f` to every tensor.
@@ -66,6 +66,30 @@ impl<T, U> TryMap<T, U> for PoolParams<T> {
     }
 }
 
+impl<T, U> TryMap<T, U> for Predictor<T> {
+    type Mapped = Predictor<U>;
+    fn try_map(self, f: &mut dyn FnMut(T) -> Result<U>) -> Result<Predictor<U>> {
+        Ok(Predictor {
+            norm: self.norm.try_map(f)?,
+            hidden: self.hidden.try_map(f)?,
+            first: self.first.try_map(f)?,
+            second: self.second.try_map(f)?,
+            last: self.last.try_map(f)?,
+        })
+    }
+}
+
+impl<T> Reducers<T> {
+    /// The same parameters over the tensors that `f` makes of these.
+    ///
+    /// # Errors
+    /// The first one that `f` returns.
+    pub fn try_map<U>(self, f: &mut dyn FnMut(T) -> Result<U>) -> Result<Reducers<U>> {
+        let predictors = self.predictors.into_iter().map(|predictor| predictor.try_map(f));
+        Ok(Reducers { predictors: predictors.collect::<Result<_>>()? })
+    }
+}
+
 impl<T> VitParams<T> {
     /// The same parameters over the tensors that `f` makes of these.
     ///
@@ -83,6 +107,7 @@ impl<T> VitParams<T> {
             fc_norm: self.fc_norm.try_map(f)?,
             head: self.head.try_map(f)?,
             head_dist: self.head_dist.try_map(f)?,
+            reducers: self.reducers.try_map(f)?,
         })
     }
 }

@@ -3,7 +3,7 @@
 use super::{BlockParams, Readout, VitConfig, VitParams};
 use crate::{
     Error, Images, Result, SourceMap, Tensor,
-    backend::{Backend, Epilogue, Heads, Linear, Merged, Norm, ScoreRequest},
+    backend::{Backend, Epilogue, Heads, Linear, Merged, Norm, ScoreRequest, Scores},
     reduction::{Evidence, Host, Method, Site, Step},
 };
 
@@ -78,7 +78,7 @@ impl<B: Backend> Vit<B> {
 
     /// What reduction methods may know of this model.
     pub fn host(&self) -> Host {
-        self.config.host()
+        self.params.host(&self.config)
     }
 
     /// Runs a batch of images of the model's input size.
@@ -256,6 +256,17 @@ impl<B: Backend, M: Method> BlockPass<'_, B, M> {
     fn run(&self, stream: Stream<B::Tensor>, observer: &mut impl Observer<B>) -> Result<Stepped<B>> {
         let backend = &self.model.backend;
         match self.step {
+            Some(step @ Step { site: Site::BeforeBlock, .. }) => {
+                let none = Scores { class: None, received: None };
+                let norm = Some(&self.block.norm1);
+                let (merged, plan) = self.reduce(&stream, &step, None, &none, norm, observer)?;
+                let stream = Stream { tokens: merged.tokens, sizes: Some(merged.sizes), count: step.tokens };
+                let normed = match merged.normed {
+                    Some(normed) => normed,
+                    None => backend.layer_norm(&stream.tokens, &self.block.norm1)?,
+                };
+                Ok((self.plain(stream, &normed)?, Some(plan)))
+            }
             Some(step @ Step { site: Site::BeforeAttention { reuse }, .. }) => {
                 self.reduce_before(&stream, &step, reuse, observer)
             }
@@ -266,7 +277,7 @@ impl<B: Backend, M: Method> BlockPass<'_, B, M> {
                 let Stream { tokens, sizes, count } = stream;
                 let stream = Stream { tokens: self.project(&context, tokens)?, sizes, count };
                 let (merged, plan) =
-                    self.reduce(&stream, &step, &qkv, &scores, Some(&self.block.norm2), observer)?;
+                    self.reduce(&stream, &step, Some(&qkv), &scores, Some(&self.block.norm2), observer)?;
                 let normed = merged.normed;
                 let tokens = self.mlp(merged.tokens, normed)?;
                 Ok((Stream { tokens, sizes: Some(merged.sizes), count: step.tokens }, Some(plan)))
@@ -278,7 +289,7 @@ impl<B: Backend, M: Method> BlockPass<'_, B, M> {
                 let Stream { tokens, sizes, count } = stream;
                 let tokens = self.mlp(self.project(&context, tokens)?, None)?;
                 let stream = Stream { tokens, sizes, count };
-                let (merged, plan) = self.reduce(&stream, &step, &qkv, &scores, None, observer)?;
+                let (merged, plan) = self.reduce(&stream, &step, Some(&qkv), &scores, None, observer)?;
                 Ok((
                     Stream { tokens: merged.tokens, sizes: Some(merged.sizes), count: step.tokens },
                     Some(plan),
@@ -314,7 +325,8 @@ impl<B: Backend, M: Method> BlockPass<'_, B, M> {
         let normed = backend.layer_norm(&stream.tokens, &self.block.norm1)?;
         let qk = self.heads(&normed, 0..2)?;
         let scores = backend.attention_scores(&self.view(&qk, stream), step.scores)?;
-        let (merged, plan) = self.reduce(stream, step, &qk, &scores, Some(&self.block.norm1), observer)?;
+        let (merged, plan) =
+            self.reduce(stream, step, Some(&qk), &scores, Some(&self.block.norm1), observer)?;
         let normed = match merged.normed {
             Some(normed) => normed,
             None => backend.layer_norm(&merged.tokens, &self.block.norm1)?,
@@ -334,21 +346,23 @@ impl<B: Backend, M: Method> BlockPass<'_, B, M> {
         &self,
         stream: &Stream<B::Tensor>,
         step: &Step,
-        packed: &B::Tensor,
-        scores: &crate::backend::Scores<B::Tensor>,
+        packed: Option<&B::Tensor>,
+        scores: &Scores<B::Tensor>,
         norm: Option<&Norm<B::Tensor>>,
         observer: &mut impl Observer<B>,
     ) -> Result<(Merged<B::Tensor>, B::Plan)> {
         let backend = &self.model.backend;
         let evidence = Evidence {
             layer: self.layer,
+            depth: self.model.config.depth,
             step: *step,
             tokens: &stream.tokens,
-            heads: self.view(packed, stream),
+            heads: packed.map(|packed| self.view(packed, stream)),
             scores,
             sizes: stream.sizes.as_ref(),
             count: stream.count,
             special: self.model.config.special_tokens(),
+            weights: &self.model.params.reducers,
         };
         let plan = self.method.plan(backend, &evidence)?;
         let merged = backend.merge(&stream.tokens, stream.sizes.as_ref(), &plan, step.pooling, norm)?;
@@ -485,6 +499,14 @@ fn check_params(config: &VitConfig, params: &VitParams<Tensor>) -> Result<()> {
         if let Some(head) = head {
             linear(name, head, config.classes, if name == "head" { features } else { c })?;
         }
+    }
+    for (i, predictor) in params.reducers.predictors.iter().enumerate() {
+        let name = |part: &str| format!("predictors.{i}.{part}");
+        norm(&name("norm"), Some(&predictor.norm), c)?;
+        linear(&name("hidden"), &predictor.hidden, c, c)?;
+        linear(&name("first"), &predictor.first, c / 2, c)?;
+        linear(&name("second"), &predictor.second, c / 4, c / 2)?;
+        linear(&name("last"), &predictor.last, 2, c / 4)?;
     }
     if params.head_dist.is_some() && !config.distillation_token {
         return Err(Error::model("a distillation head needs a distillation token"));

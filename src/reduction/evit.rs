@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Evidence, Host, Method, Site, Step, quarter_blocks, spec, tome::MAX_R, unsuitable};
+use super::{Cost, Evidence, Host, Method, Site, Step, quarter_blocks, spec, tome::MAX_R, unsuitable};
 use crate::{
     Error, Result,
     backend::{Backend, Pooling, ScoreRequest, Select},
@@ -148,7 +148,10 @@ impl Method for Evit {
             scores: ScoreRequest { class: true, ..ScoreRequest::default() },
             pooling: Pooling::Weighted,
             // One addition a score, and each fused token times its score.
-            macs: n as u64 + if self.fuse { ((n - keep) * host.width) as u64 } else { 0 },
+            cost: Cost {
+                scored: n as u64 + if self.fuse { ((n - keep) * host.width) as u64 } else { 0 },
+                ..Cost::default()
+            },
         })
     }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Evidence, Host, Method, Site, Step, quarter_blocks, spec, tome::MAX_R, unsuitable};
+use super::{Cost, Evidence, Host, Method, Site, Step, quarter_blocks, spec, tome::MAX_R, unsuitable};
 use crate::{
     Error, Result,
     backend::{Attraction, Backend, Matching, Metric, Pooling, ScoreRequest, Weighting},
@@ -210,7 +210,7 @@ impl Method for Mctf {
             tokens: tokens - merges,
             scores: ScoreRequest { received: true, ..ScoreRequest::default() },
             pooling: if self.pooling == MctfPooling::Max { Pooling::Max } else { Pooling::Weighted },
-            macs: a * b * host.width as u64,
+            cost: Cost { similarity: a * b * host.width as u64, ..Cost::default() },
         })
     }
 

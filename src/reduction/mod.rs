@@ -1,6 +1,7 @@
 //! Token reduction: one file per method. A method decides where in the network tokens go and how many, and builds the
 //! [`TokenPlan`](crate::TokenPlan) of each step out of backend operations. It knows no device.
 
+mod dynamicvit;
 mod evit;
 mod mctf;
 mod spec;
@@ -8,6 +9,7 @@ mod tome;
 
 use std::{fmt, str::FromStr};
 
+pub use dynamicvit::DynamicVit;
 pub use evit::{Evit, Keep};
 pub use mctf::{Amount, LookAhead, Mctf, MctfPooling};
 pub use tome::{Schedule, Tome};
@@ -15,10 +17,11 @@ pub use tome::{Schedule, Tome};
 use crate::{
     Error, Result,
     backend::{Backend, Heads, Pooling, ScoreRequest, Scores},
+    model::Reducers,
 };
 
 /// What a method may know of the model it reduces.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Host {
     /// Number of blocks.
     pub depth: usize,
@@ -30,11 +33,31 @@ pub struct Host {
     pub width: usize,
     /// Attention heads.
     pub heads: usize,
+    /// Rows and columns of patches that enter block 0.
+    pub grid: [usize; 2],
+    /// The weights of methods that the model has; `None` when only its shape is known, which refuses no method.
+    pub weights: Option<OwnWeights>,
+}
+
+impl Host {
+    /// Patches that enter block 0.
+    pub fn patches(&self) -> usize {
+        self.grid[0] * self.grid[1]
+    }
+}
+
+/// Which weights of reduction methods a model has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OwnWeights {
+    /// DynamicViT's predictors.
+    pub predictors: usize,
 }
 
 /// Where in a block tokens are reduced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Site {
+    /// Before everything that the block does: no attention has been computed.
+    BeforeBlock,
     /// Before the attention, on the strength of a look at its map; `reuse` folds that map over the groups and applies
     /// it, otherwise the attention is computed anew on the reduced tokens.
     BeforeAttention {
@@ -58,20 +81,35 @@ pub struct Step {
     pub scores: ScoreRequest,
     /// How groups are combined.
     pub pooling: Pooling,
-    /// Multiply-adds of the decision, per image.
-    pub macs: u64,
+    /// What the decision takes, per image.
+    pub cost: Cost,
+}
+
+/// Multiply-adds of a decision, per image, by what counting tools make of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Affine layers of the method's own.
+    pub linear: u64,
+    /// Similarities.
+    pub similarity: u64,
+    /// Tokens scored, and elements fused by a selection.
+    pub scored: u64,
+    /// Elements that pass a LayerNorm of the method's own.
+    pub normalised: u64,
 }
 
 /// What a method sees when it decides.
 pub struct Evidence<'a, B: Backend + ?Sized> {
     /// Block number, from 0.
     pub layer: usize,
+    /// Blocks of the model.
+    pub depth: usize,
     /// What [`Method::step`] said.
     pub step: Step,
     /// The residual stream, (B, N, C).
     pub tokens: &'a B::Tensor,
-    /// Queries, keys and, after the attention, values of this block.
-    pub heads: Heads<'a, B::Tensor>,
+    /// Queries, keys and, after the attention, values of this block; absent before the block.
+    pub heads: Option<Heads<'a, B::Tensor>>,
     /// The scores asked for.
     pub scores: &'a Scores<B::Tensor>,
     /// Sizes of the tokens, (B, N); absent before the first reduction.
@@ -80,6 +118,8 @@ pub struct Evidence<'a, B: Backend + ?Sized> {
     pub count: usize,
     /// Special tokens.
     pub special: usize,
+    /// The weights of reduction methods that the model has.
+    pub weights: &'a Reducers<B::Tensor>,
 }
 
 /// A token reduction method.
@@ -125,15 +165,25 @@ pub enum Reduction {
     Mctf(Mctf),
     /// Expediting ViTs via token reorganisations.
     Evit(Evit),
+    /// Dynamic token sparsification.
+    DynamicVit(DynamicVit),
 }
 
 impl Reduction {
     /// The names that specification strings begin with.
-    pub const NAMES: [&'static str; 4] = ["none", "tome", "mctf", "evit"];
+    pub const NAMES: [&'static str; 5] = ["none", "tome", "mctf", "evit", "dynamicvit"];
 
     /// Tokens entering block 0 and leaving each block.
     pub fn token_counts(&self, tokens: usize, host: &Host) -> Vec<usize> {
         token_counts(self, tokens, host)
+    }
+
+    /// The weights of its own that the method needs on `host`.
+    pub fn own_weights(&self, host: &Host) -> OwnWeights {
+        match self {
+            Self::DynamicVit(m) => m.own_weights(host),
+            _ => OwnWeights::default(),
+        }
     }
 }
 
@@ -158,6 +208,7 @@ impl FromStr for Reduction {
             "tome" => Self::Tome(Tome::from_fields(&mut fields)?),
             "mctf" => Self::Mctf(Mctf::from_fields(&mut fields)?),
             "evit" => Self::Evit(Evit::from_fields(&mut fields)?),
+            "dynamicvit" => Self::DynamicVit(DynamicVit::from_fields(&mut fields)?),
             name => {
                 return Err(
                     fields.error(format!("unknown method `{name}`; known are {}", Self::NAMES.join(", ")))
@@ -176,6 +227,7 @@ impl fmt::Display for Reduction {
             Self::Tome(tome) => tome.fmt(f),
             Self::Mctf(mctf) => mctf.fmt(f),
             Self::Evit(evit) => evit.fmt(f),
+            Self::DynamicVit(m) => m.fmt(f),
         }
     }
 }
@@ -187,6 +239,7 @@ impl Method for Reduction {
             Self::Tome(m) => m.check(host),
             Self::Mctf(m) => m.check(host),
             Self::Evit(m) => m.check(host),
+            Self::DynamicVit(m) => m.check(host),
         }
     }
 
@@ -196,6 +249,7 @@ impl Method for Reduction {
             Self::Tome(m) => m.step(layer, tokens, host),
             Self::Mctf(m) => m.step(layer, tokens, host),
             Self::Evit(m) => m.step(layer, tokens, host),
+            Self::DynamicVit(m) => m.step(layer, tokens, host),
         }
     }
 
@@ -205,6 +259,7 @@ impl Method for Reduction {
             Self::Tome(m) => m.proportional_attention(),
             Self::Mctf(m) => m.proportional_attention(),
             Self::Evit(m) => m.proportional_attention(),
+            Self::DynamicVit(m) => m.proportional_attention(),
         }
     }
 
@@ -214,6 +269,7 @@ impl Method for Reduction {
             Self::Tome(m) => m.plan(backend, evidence),
             Self::Mctf(m) => m.plan(backend, evidence),
             Self::Evit(m) => m.plan(backend, evidence),
+            Self::DynamicVit(m) => m.plan(backend, evidence),
         }
     }
 }

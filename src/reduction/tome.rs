@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use super::{Evidence, Host, Method, Site, Step, spec};
+use super::{Cost, Evidence, Host, Method, Site, Step, spec};
 use crate::{
-    Result,
+    Error, Result,
     backend::{Attraction, Backend, Matching, Metric, Pooling, ScoreRequest, Weighting},
 };
 
@@ -140,7 +140,7 @@ impl Method for Tome {
             tokens: tokens - merges,
             scores: ScoreRequest::default(),
             pooling: Pooling::Weighted,
-            macs: a * b * (host.width / host.heads) as u64,
+            cost: Cost { similarity: a * b * (host.width / host.heads) as u64, ..Cost::default() },
         })
     }
 
@@ -149,8 +149,9 @@ impl Method for Tome {
     }
 
     fn plan<B: Backend>(&self, backend: &B, evidence: &Evidence<'_, B>) -> Result<B::Plan> {
+        let heads = evidence.heads.as_ref();
         backend.matching(&Matching {
-            metric: Metric::Keys(&evidence.heads),
+            metric: Metric::Keys(heads.ok_or_else(|| Error::argument("tome", "no keys were handed in"))?),
             attraction: Attraction::Cosine,
             weighting: Weighting::Size(evidence.sizes),
             special: evidence.special,

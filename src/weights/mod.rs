@@ -15,6 +15,7 @@ mod naming;
 mod overrides;
 mod parameters;
 mod position;
+mod reducers;
 mod settings;
 mod text;
 mod vit;

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Checkpoint, text::shown};
+use super::{Checkpoint, reducers::is_reducer, text::shown};
 use crate::{Error, Result};
 
 /// The naming a checkpoint follows.
@@ -282,7 +282,7 @@ const FAMILIES: [Naming; 5] = [
 ];
 
 /// Components of names that tell of an architecture this crate does not compute.
-const UNSUPPORTED: [(&str, &str); 21] = [
+const UNSUPPORTED: [(&str, &str); 20] = [
     ("probe", "attention pooling"),
     ("rel_pos", "relative position biases"),
     ("relative_position", "relative position biases"),
@@ -301,7 +301,6 @@ const UNSUPPORTED: [(&str, &str); 21] = [
     ("attns", "parallel attention"),
     ("lambda_q1", "differential attention"),
     ("gating_param", "ConViT's gated attention"),
-    ("score_predictor", "DynamicViT's predictors"),
     ("decoder", "a decoder (keep the encoder only)"),
     ("lora_A", "unmerged LoRA adapters (merge them first)"),
 ];
@@ -330,6 +329,8 @@ impl Row {
 /// What one name of a file means in one naming.
 enum Meaning {
     Known(Known),
+    /// A reduction method's parameter, by its name without wrappers.
+    Reducer(String),
     Ignored,
     Unknown,
 }
@@ -351,6 +352,9 @@ impl Naming {
             name = rest;
         }
         let wrapper = &full[..full.len() - name.len()];
+        if self.family == Family::Timm && is_reducer(name) {
+            return Meaning::Reducer(name.to_owned());
+        }
         let prefix = self.prefixes.iter().find(|prefix| name.starts_with(**prefix)).copied().unwrap_or("");
         let body = &name[prefix.len()..];
         let in_body = !(self.prefix_required && prefix.is_empty());
@@ -397,6 +401,8 @@ pub(super) struct Names {
     pub(super) family: Family,
     /// Every known name, by slot.
     slots: BTreeMap<Slot, String>,
+    /// Reduction methods' parameters: names without wrappers, and the file's.
+    reducers: BTreeMap<String, String>,
     /// Rows that the file uses: a slot may have several names, and a missing one is reported under the file's own.
     rows: BTreeSet<&'static str>,
     wrapper: String,
@@ -428,6 +434,7 @@ impl Names {
         let mut names = Self {
             family: naming.family,
             slots: BTreeMap::new(),
+            reducers: BTreeMap::new(),
             rows: BTreeSet::new(),
             wrapper: String::new(),
             prefix: "",
@@ -440,6 +447,13 @@ impl Names {
                 Meaning::Known(known) => {
                     official |= ["register_tokens", "mlp.w12"].contains(&known.row) || known.chunk.is_some();
                     names.insert(checkpoint, name, known)?;
+                }
+                Meaning::Reducer(short) => {
+                    if let Some(other) = names.reducers.insert(short, name.to_owned()) {
+                        let what =
+                            format!("is the same parameter as `{}`; remove one of them", shown(&other));
+                        return Err(checkpoint.error(name, what));
+                    }
                 }
                 Meaning::Ignored => official |= naming.family == Family::Timm,
                 Meaning::Unknown => {
@@ -501,6 +515,11 @@ impl Names {
     /// The file's name of a slot.
     pub(super) fn get(&self, slot: Slot) -> Option<&str> {
         self.slots.get(&slot).map(String::as_str)
+    }
+
+    /// The reduction methods' parameters: names without wrappers, and the file's.
+    pub(super) fn reducers(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.reducers.iter().map(|(short, name)| (short.as_str(), name.as_str()))
     }
 
     /// All slots of the file.

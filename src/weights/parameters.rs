@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::{
     Checkpoint,
     naming::{Names, Part, Slot},
+    reducers,
     text::shape,
 };
 use crate::{
@@ -327,7 +328,20 @@ impl<'a> Reader<'a> {
         if let Some((_, name)) = self.names.slots().find(|(slot, _)| !self.taken.contains(slot)) {
             return Err(self.checkpoint.error(name, self.names.extra()));
         }
-        Ok(VitParams { patch, prefix, position, norm_pre, blocks, norm, attn_pool, fc_norm, head, head_dist })
+        let reducers = reducers::read(self.checkpoint, self.names.reducers(), c)?;
+        Ok(VitParams {
+            patch,
+            prefix,
+            position,
+            norm_pre,
+            blocks,
+            norm,
+            attn_pool,
+            fc_norm,
+            head,
+            head_dist,
+            reducers,
+        })
     }
 }
 

@@ -2,7 +2,7 @@ use foveate::{
     Tensor, TokenPlan,
     backend::{Backend, Epilogue, Heads, Linear, Norm, Pooling, ScoreRequest, Select},
     model::Vit,
-    reduction::{Evit, Keep},
+    reduction::{DynamicVit, Evit, Keep},
 };
 use serde_json::Value;
 
@@ -184,4 +184,7 @@ pub(crate) fn counts(file: &File, check: &mut Check) {
     let rows = column("keep_rate_f64").iter().zip(column("n"));
     let got: Vec<usize> = rows.map(|(&rate, &n)| Evit::count(rate, n as usize)).collect();
     check.same("evit_count", &got, &column("evit_count").iter().map(|&n| n as usize).collect());
+    let rows = column("keep_rate_f64").iter().zip(column("n"));
+    let got: Vec<usize> = rows.map(|(&rate, &n)| DynamicVit::count(rate, n as usize)).collect();
+    check.same("dynamicvit_count", &got, &column("dynamicvit_count").iter().map(|&n| n as usize).collect());
 }

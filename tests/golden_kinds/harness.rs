@@ -5,15 +5,13 @@ use std::{
     process::ExitCode,
 };
 
-use super::{Check, File, evit, mctf, tome, vit};
+use super::{Check, File, dynamicvit, evit, mctf, tome, vit};
 
 /// Kinds of methods and models that are not built yet.
 const PENDING: &[&str] = &[
     "bat_model",
     "bat_ops",
     "dynamicvit_lvvit",
-    "dynamicvit_model",
-    "dynamicvit_predictor",
     "lvvit",
     "mstm_model",
     "mstm_ops",
@@ -48,6 +46,8 @@ fn run(kind: &str, file: &File, check: &mut Check) -> Option<()> {
         "evit_ops" => evit::ops(file, check),
         "evit_model" => evit::model(file, check),
         "evit_posresize" => evit::position_resize(file, check),
+        "dynamicvit_predictor" => dynamicvit::predictors(file, check),
+        "dynamicvit_model" => dynamicvit::model(file, check),
         "reduction_counts" => evit::counts(file, check),
         "vit_weights" => vit::weights(file, check),
         "vit_model" => vit::model(file, check),

@@ -177,8 +177,14 @@ fn attractions_of(matching: &Matching<'_, Tensor>, batch: usize) -> Vec<f32> {
 pub(crate) fn schedules(file: &File, check: &mut Check) {
     for case in file.config["cases"].as_array().unwrap() {
         let mctf = method(case);
-        let host =
-            Host { depth: int(case, "num_layers"), special: 1, class_token: true, width: 64, heads: 1 };
+        let host = Host {
+            depth: int(case, "num_layers"),
+            special: 1,
+            class_token: true,
+            width: 64,
+            heads: 1,
+            ..Host::default()
+        };
         let got = token_counts(&mctf, int(case, "tokens"), &host);
         let want: Vec<usize> =
             case["token_counts"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as usize).collect();

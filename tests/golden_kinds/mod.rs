@@ -1,5 +1,6 @@
 //! Reading golden files and comparing with them.
 
+pub(crate) mod dynamicvit;
 pub(crate) mod evit;
 pub(crate) mod harness;
 pub(crate) mod mctf;
@@ -17,7 +18,7 @@ use foveate::{
     backend::Merged,
     model::{Observer, Output, Vit},
     reduction::{Evidence, Method},
-    weights::{Checkpoint, Overrides, load_vit},
+    weights::{Checkpoint, LoadedVit, Overrides, load_vit},
 };
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -197,14 +198,19 @@ impl Check {
 
 /// The Vit of a golden configuration, from tensors under `prefix` of `file`.
 pub(crate) fn load(path: &Path, prefix: &str, settings: &[String]) -> Vit<Golden> {
+    let loaded = loaded(path, prefix, settings);
+    Vit::new(crate::backend(), loaded.config, loaded.params).unwrap()
+}
+
+/// What that Vit is made of.
+pub(crate) fn loaded(path: &Path, prefix: &str, settings: &[String]) -> LoadedVit {
     let checkpoint = Checkpoint::open(path).unwrap();
     let checkpoint = if prefix.is_empty() { checkpoint } else { checkpoint.with_prefix(prefix) };
     let mut overrides = Overrides::default();
     for setting in settings {
         overrides.set(setting).unwrap();
     }
-    let loaded = load_vit(&checkpoint, None, &overrides).unwrap();
-    Vit::new(crate::backend(), loaded.config, loaded.params).unwrap()
+    load_vit(&checkpoint, None, &overrides).unwrap()
 }
 
 pub(crate) fn images(array: &Array) -> Images {
@@ -224,7 +230,7 @@ pub(crate) struct Recorded {
     pub(crate) layer: usize,
     pub(crate) class_scores: Option<Tensor>,
     pub(crate) received: Option<Tensor>,
-    pub(crate) packed: Tensor,
+    pub(crate) packed: Option<Tensor>,
     pub(crate) tokens_in: Tensor,
     pub(crate) sizes_in: Option<Tensor>,
     pub(crate) plan: TokenPlan,
@@ -242,7 +248,7 @@ impl Observer<Golden> for Record {
             layer: evidence.layer,
             class_scores: evidence.scores.class.clone(),
             received: evidence.scores.received.clone(),
-            packed: evidence.heads.packed.clone(),
+            packed: evidence.heads.as_ref().map(|heads| heads.packed.clone()),
             tokens_in: evidence.tokens.clone(),
             sizes_in: evidence.sizes.cloned(),
             plan: plan.clone(),

@@ -89,7 +89,8 @@ fn single(file: &File, case: &Value, check: &mut Check) {
     let metric = file.tensor(&format!("{p}metric"));
     let sizes = file.get(&format!("{p}size_in")).map(Array::sizes);
     let tome = Tome { schedule: Schedule::List(vec![int(case, "r")]), proportional: true };
-    let host = Host { depth: 1, special, class_token: special > 0, width: x.width(), heads: 1 };
+    let host =
+        Host { depth: 1, special, class_token: special > 0, width: x.width(), heads: 1, ..Host::default() };
     let out = token_counts(&tome, tokens, &host)[1];
     check.same(&format!("{p}n_out"), &out, &int(case, "n_out"));
     if case["noop"].as_bool() == Some(true) {
@@ -167,7 +168,14 @@ fn chain(file: &File, case: &Value, check: &mut Check) {
     let mut sizes: Option<Tensor> = None;
     let list: Vec<usize> =
         case["r"].as_array().unwrap().iter().map(|r| r.as_u64().unwrap() as usize).collect();
-    let host = Host { depth: list.len(), special, class_token: special > 0, width: x.width(), heads: 1 };
+    let host = Host {
+        depth: list.len(),
+        special,
+        class_token: special > 0,
+        width: x.width(),
+        heads: 1,
+        ..Host::default()
+    };
     let tome = Tome { schedule: Schedule::List(list.clone()), proportional: true };
     let counts = token_counts(&tome, int(case, "N"), &host);
     let want: Vec<usize> =
@@ -314,7 +322,7 @@ pub(crate) fn schedules(file: &File, check: &mut Check) {
         want.truncate(depth);
         check.same(&format!("r_list of {r}"), &schedule.per_block(depth), &want);
         let special = special(case);
-        let host = Host { depth, special, class_token: special > 0, width: 64, heads: 1 };
+        let host = Host { depth, special, class_token: special > 0, width: 64, heads: 1, ..Host::default() };
         let tome = Tome { schedule, proportional: true };
         let got = token_counts(&tome, int(case, "tokens"), &host);
         check.same(&format!("token_counts of {r}"), &got, &numbers("token_counts"));
@@ -383,7 +391,7 @@ pub(crate) fn model(file: &File, check: &mut Check) {
     check.same("token_counts", &output.token_counts, &want);
     for step in &record.steps {
         let heads = Heads {
-            packed: &step.packed,
+            packed: step.packed.as_ref().unwrap(),
             heads: host.heads,
             head_dim: host.width / host.heads,
             scale: 1.0,

@@ -112,7 +112,14 @@ pub(crate) fn tome(turn: &Turn) -> usize {
         } else {
             vec![number(case, "r")]
         };
-        let host = Host { depth: list.len(), special, class_token: special > 0, width: 1, heads: 1 };
+        let host = Host {
+            depth: list.len(),
+            special,
+            class_token: special > 0,
+            width: 1,
+            heads: 1,
+            ..Host::default()
+        };
         let method = Tome { schedule: Schedule::List(list.clone()), proportional: true };
         let counts = token_counts(&method, number(case, "N"), &host);
         let name = |what: &str, step: usize| {
