@@ -379,18 +379,19 @@ __device__ __forceinline__ void score_tile(const ScoreParams& p) {
 
 }  // namespace
 
-// 128 registers: the products' sums, a step of x and fragments on their way.
-#define FV_PREDICTOR(SUFFIX, E, WIDE)                                                                                       \
-    extern "C" __global__ void __launch_bounds__(fv::kTileThreads, 4)                                                        \
-        fv_predictor_hidden_##SUFFIX(const __grid_constant__ HiddenParams p) {                                              \
-        hidden_tile<E, WIDE>(p);                                                                                            \
-    }                                                                                                                       \
-    extern "C" __global__ void __launch_bounds__(fv::kTileThreads, 4) fv_predictor_score_##SUFFIX(const __grid_constant__ ScoreParams p) { \
-        score_tile<E, WIDE>(p);                                                                                             \
+// 128 registers in halves: the products' sums, a step of x and fragments on their way. f32 spills below 136.
+#define FV_PREDICTOR(SUFFIX, E, WIDE, BLOCKS)                                    \
+    extern "C" __global__ void __launch_bounds__(fv::kTileThreads, BLOCKS)       \
+        fv_predictor_hidden_##SUFFIX(const __grid_constant__ HiddenParams p) {   \
+        hidden_tile<E, WIDE>(p);                                                 \
+    }                                                                            \
+    extern "C" __global__ void __launch_bounds__(fv::kTileThreads, BLOCKS)       \
+        fv_predictor_score_##SUFFIX(const __grid_constant__ ScoreParams p) {     \
+        score_tile<E, WIDE>(p);                                                  \
     }
-FV_PREDICTOR(f32, fv::F32, true)
-FV_PREDICTOR(f16, fv::F16, true)
-FV_PREDICTOR(bf16, fv::Bf16, true)
-FV_PREDICTOR(f32_narrow, fv::F32, false)
-FV_PREDICTOR(f16_narrow, fv::F16, false)
-FV_PREDICTOR(bf16_narrow, fv::Bf16, false)
+FV_PREDICTOR(f32, fv::F32, true, 3)
+FV_PREDICTOR(f16, fv::F16, true, 4)
+FV_PREDICTOR(bf16, fv::Bf16, true, 4)
+FV_PREDICTOR(f32_narrow, fv::F32, false, 3)
+FV_PREDICTOR(f16_narrow, fv::F16, false, 4)
+FV_PREDICTOR(bf16_narrow, fv::Bf16, false, 4)

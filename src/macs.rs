@@ -216,6 +216,21 @@ mod tests {
         same(giga("deit_small", "mctf:r=16,ahead=0", Convention::Fvcore), 2.874, 1e-3);
     }
 
+    /// DynamicViT's README, which cuts its figures to one decimal: the closed form of its products, predictors included.
+    #[test]
+    fn dynamicvit_counts_are_the_published_ones() {
+        for (arch, keep, exact, published) in
+            [("deit_small", 0.7, 2.98, 2.9), ("deit_base", 0.7, 11.48, 11.4)]
+        {
+            let config = arch::config(arch).unwrap();
+            let reduction: Reduction = format!("dynamicvit:keep={keep}").parse().unwrap();
+            let sum = ModelMacs::of(&config, &reduction).sum();
+            let products = (sum.linear + sum.attention) as f64 / 1e9;
+            same(products, exact, 1e-2);
+            assert!((products * 10.0).floor() / 10.0 == published, "{products}");
+        }
+    }
+
     /// EViT, counted by torchprofile on the official DeiT-S: equal to the last digit.
     #[test]
     fn evit_counts_are_the_published_ones() {

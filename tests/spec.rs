@@ -2,7 +2,7 @@
 
 use foveate::{
     Reduction,
-    reduction::{Host, Method},
+    reduction::{Host, Method, OwnWeights},
 };
 use proptest::prelude::*;
 
@@ -25,6 +25,9 @@ fn canonical_strings_are_printed_back() {
         "evit:keep=[1,0.7,0.5]",
         "evit:tokens=[-,40,-,25]",
         "evit:keep=[1,0.7],tokens=[-,40]",
+        "dynamicvit:keep=0.7",
+        "dynamicvit:keep=[0.7,0.5,0.1]",
+        "dynamicvit:keep=[0.6,0.3],layers=1/3",
     ] {
         let reduction: Reduction = text.parse().unwrap();
         assert_eq!(reduction.to_string(), text);
@@ -42,6 +45,7 @@ fn short_forms_become_canonical() {
         ("tome:r=13,inflection=-1", "tome:r=13,schedule=decreasing"),
         ("mctf:r=16,ahead=1,tau=1/20/40,both=true,pool=attention", "mctf:r=16"),
         ("evit:fuse=true", "evit:keep=0.7"),
+        ("dynamicvit", "dynamicvit:keep=0.7"),
         ("tome:r=[]", "tome:r=[]"),
     ] {
         let reduction: Reduction = text.parse().unwrap();
@@ -81,6 +85,11 @@ fn bad_strings_are_refused_with_the_remedy() {
         ("evit:keep=[0.7],layers=3", "leave layers out"),
         ("evit:tokens=12", "one count"),
         ("evit:tokens=[0]", "one count"),
+        ("dynamicvit:keep=0", "above 0 and up to 1"),
+        ("dynamicvit:keep=[]", "above 0 and up to 1"),
+        ("dynamicvit:keep=[0.7,0.5]", "2 shares for 3 cuts"),
+        ("dynamicvit:keep=[0.7],layers=1/2", "1 shares for 2 cuts"),
+        ("dynamicvit:layers=3/3", "ascending block numbers"),
     ] {
         let error = text.parse::<Reduction>().unwrap_err().to_string();
         assert!(error.contains(remedy), "{text}: {error}");
@@ -100,6 +109,53 @@ fn unsuitable_hosts_are_refused() {
     assert!(error.to_string().contains("block 4 does not exist, the model has 4"));
 }
 
+#[test]
+fn a_method_without_its_weights_is_refused() {
+    let host =
+        Host { depth: 12, special: 1, class_token: true, width: 64, heads: 1, grid: [4, 4], weights: None };
+    let check = |spec: &str, host: &Host| {
+        spec.parse::<Reduction>().unwrap().check(host).map_err(|error| error.to_string())
+    };
+    assert_eq!(check("dynamicvit", &host), Ok(()), "a shape alone has no weights to lack");
+    let with = |predictors| Host { weights: Some(OwnWeights { predictors }), ..host };
+    let message = check("dynamicvit", &with(2)).unwrap_err();
+    for part in ["score_predictor.0.* to score_predictor.2.*", "the model has 2", "trained with DynamicViT"] {
+        assert!(message.contains(part), "{message}");
+    }
+    assert_eq!(check("dynamicvit", &with(3)), Ok(()));
+    assert_eq!(check("dynamicvit:keep=[0.5,0.2],layers=0/7", &with(2)), Ok(()));
+    let message = check("dynamicvit:keep=[0.5,0.06],layers=0/7", &with(2)).unwrap_err();
+    assert!(message.contains("keeps 0.06 of 16 patches before block 7: none"), "{message}");
+    let message = check("dynamicvit:keep=0.7,layers=3/12", &with(2)).unwrap_err();
+    assert!(message.contains("block 12 does not exist"), "{message}");
+    let shallow = Host { depth: 2, ..with(3) };
+    assert!(check("dynamicvit", &shallow).unwrap_err().contains("give layers"));
+}
+
+/// The counts of the official code for 196 patches, and that shares are of the first ones: a larger later share keeps all.
+#[test]
+fn dynamicvit_counts() {
+    let host =
+        Host { depth: 12, special: 1, class_token: true, width: 64, heads: 1, grid: [14, 14], weights: None };
+    let counts = |spec: &str| {
+        let mut counts = spec.parse::<Reduction>().unwrap().token_counts(197, &host);
+        counts.dedup();
+        counts
+    };
+    for (rate, left) in [
+        (0.9, [176, 158, 142]),
+        (0.8, [156, 125, 100]),
+        (0.7, [137, 96, 67]),
+        (0.6, [117, 70, 42]),
+        (0.5, [98, 49, 24]),
+    ] {
+        let want: Vec<usize> = std::iter::once(197).chain(left.map(|n| n + 1)).collect();
+        assert_eq!(counts(&format!("dynamicvit:keep={rate}")), want);
+    }
+    assert_eq!(counts("dynamicvit:keep=[0.5,0.6,0.25]"), [197, 99, 50]);
+    assert_eq!(counts("dynamicvit:keep=1"), [197]);
+}
+
 proptest! {
     #[test]
     fn anything_parses_or_is_refused(text in "[a-z:=,/.\\[\\]0-9 -]{0,40}") {
@@ -111,7 +167,7 @@ proptest! {
 
     #[test]
     fn near_misses_parse_or_are_refused(
-        name in "none|tome|mctf|evit",
+        name in "none|tome|mctf|evit|dynamicvit",
         pairs in prop::collection::vec(("r|keep|layers|tokens|fuse|tau|ahead|pool|schedule|inflection|both",
             "[0-9]{1,3}|0\\.[0-9]{1,3}|\\[[0-9,.-]{0,9}\\]|[0-9]/[0-9]/[0-9]|true|false|max|decreasing|-1|é|"), 0..4),
     ) {
@@ -121,7 +177,9 @@ proptest! {
             let printed = reduction.to_string();
             prop_assert_eq!(&printed.parse::<Reduction>().unwrap(), &reduction);
             // Whatever was asked for, counts never grow and special tokens never go.
-            let host = Host { depth: 12, special: 1, class_token: true, width: 64, heads: 1, ..Host::default() };
+            let grid = [7, 7];
+            let host =
+                Host { depth: 12, special: 1, class_token: true, width: 64, heads: 1, grid, weights: None };
             if reduction.check(&host).is_ok() {
                 let counts = reduction.token_counts(50, &host);
                 prop_assert!(counts.windows(2).all(|w| w[1] <= w[0] && w[1] >= 1), "{} {:?}", printed, counts);

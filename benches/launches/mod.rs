@@ -13,6 +13,7 @@ mod merge;
 mod norm;
 mod patch;
 mod plan;
+mod predictor;
 mod reduce;
 mod select;
 mod softmax;
@@ -76,6 +77,7 @@ pub const OPERATIONS: &[(&str, &[Operation])] = &[
     ("norm", norm::OPERATIONS),
     ("patch", patch::OPERATIONS),
     ("plan", plan::OPERATIONS),
+    ("predictor", predictor::OPERATIONS),
     ("reduce", reduce::OPERATIONS),
     ("select", select::OPERATIONS),
     ("softmax", softmax::OPERATIONS),

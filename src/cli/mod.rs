@@ -44,6 +44,7 @@ A reduction is written METHOD:KEY=VALUE,KEY=VALUE:
   mctf:r=16                   merge by similarity, informativeness and size (all blocks but one)
   mctf:r=0.35                 the same for a share of the tokens, in three blocks
   evit:keep=0.7               keep the 70 % that the class token looks at, fuse the rest into one
+  dynamicvit:keep=0.7         keep 70, 49 and 34 % by predictors that are part of the weights
 
 Exit codes: 0 done, 2 bad input, 1 anything else.";
 

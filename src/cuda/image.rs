@@ -9,7 +9,8 @@ use cudarc::{
 
 use super::{
     DType, activation::ActivationKernels, attention::AttentionKernels, head_norm::HeadNormKernels,
-    patch::PatchKernels, reduce::ReduceKernels, softmax::SoftmaxKernels, tokens::TokenKernels,
+    patch::PatchKernels, predictor::PredictorKernels, reduce::ReduceKernels, softmax::SoftmaxKernels,
+    tokens::TokenKernels,
 };
 use crate::{Error, Result};
 
@@ -174,6 +175,7 @@ pub(super) struct Kernels {
     pub(super) activation: ActivationKernels,
     pub(super) head_norm: HeadNormKernels,
     pub(super) patch: PatchKernels,
+    pub(super) predictor: PredictorKernels,
     pub(super) reduce: ReduceKernels,
     pub(super) softmax: SoftmaxKernels,
     pub(super) tokens: TokenKernels,
@@ -217,6 +219,7 @@ impl Kernels {
             activation: ActivationKernels::load(&module("activation")?)?,
             head_norm: HeadNormKernels::load(&module("head_norm")?)?,
             patch: PatchKernels::load(&module("patch")?)?,
+            predictor: PredictorKernels::load(&module("predictor")?)?,
             reduce: ReduceKernels::load(&module("reduce")?)?,
             softmax: SoftmaxKernels::load(&module("softmax")?)?,
             tokens: TokenKernels::load(&module("tokens")?)?,

@@ -15,6 +15,7 @@
 //! | [`matching`] | kernels/matching.cu | [`Backend::matching`] |
 //! | [`merge`] | kernels/merge.cu | [`Backend::merge`], [`Backend::unmerge`] |
 //! | [`patch`] | kernels/patch.cu | [`Backend::patches`], [`Backend::embed`] |
+//! | [`predictor`] | kernels/predictor.cu | [`Backend::keep_scores`] |
 //! | [`plan`] | kernels/plan.cu | [`TokenPlan::then`] |
 //! | [`reduce`] | kernels/reduce.cu | sums and maxima of rows, means of columns |
 //! | [`select`] | kernels/select.cu | [`Backend::select`] |
@@ -52,6 +53,7 @@
 //! [`Backend::mean_tokens`]: crate::backend::Backend::mean_tokens
 //! [`Backend::patches`]: crate::backend::Backend::patches
 //! [`Backend::embed`]: crate::backend::Backend::embed
+//! [`Backend::keep_scores`]: crate::backend::Backend::keep_scores
 //! [`Backend::select`]: crate::backend::Backend::select
 //! [`TokenPlan::then`]: crate::TokenPlan::then
 
@@ -73,6 +75,7 @@ mod nvtx;
 pub mod patch;
 mod pixels;
 pub mod plan;
+pub mod predictor;
 pub mod reduce;
 pub mod select;
 pub mod softmax;

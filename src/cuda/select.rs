@@ -183,6 +183,7 @@ pub(super) fn permit_shared_memory(kernels: &Kernels, device: &str, limit: i32) 
         .chain(composes)
         .chain(resident)
         .chain(tiles)
+        .chain(kernels.predictor.dynamic())
         .try_for_each(|(kernel, bytes)| permit(kernel, bytes, device, limit))
 }
 

@@ -296,6 +296,46 @@ fn optional_norms_and_biases() {
     );
 }
 
+/// DynamicViT's predictors, in the official names and under a wrapper.
+#[test]
+fn predictors_belong_to_a_model() {
+    let mut t = timm();
+    for p in 0..2 {
+        let name = |part: &str| format!("score_predictor.{p}.{part}");
+        put_norm(&mut t, &name("in_conv.0"), WIDTH);
+        put_layer(&mut t, &name("in_conv.1"), WIDTH, WIDTH);
+        put_layer(&mut t, &name("out_conv.0"), WIDTH / 2, WIDTH);
+        put_layer(&mut t, &name("out_conv.2"), WIDTH / 4, WIDTH / 2);
+        put_layer(&mut t, &name("out_conv.4"), 2, WIDTH / 4);
+    }
+    let loaded = load(&t, &["heads=2"]).unwrap();
+    let predictors = &loaded.params.reducers.predictors;
+    assert_eq!(predictors.len(), 2);
+    assert_eq!(predictors[1].first.weight.data(), t["score_predictor.1.out_conv.0.weight"].1);
+    assert!((predictors[0].norm.eps - 1e-5).abs() < 1e-12, "PyTorch's default, not the model's");
+    assert_eq!(text(&load(&with_prefix(&t, "module.", "none"), &["heads=2"]).unwrap()), text(&loaded));
+
+    let without = |gone: &str| {
+        let kept = t.iter().filter(|(name, _)| !name.starts_with(gone));
+        load(&kept.map(|(name, tensor)| (name.clone(), tensor.clone())).collect(), &["heads=2"])
+    };
+    assert_eq!(without("score_predictor").unwrap().params.reducers.predictors.len(), 0);
+    fails(
+        without("score_predictor.0."),
+        &["score_predictor.0.in_conv.0.weight", "missing; expected shape (16)"],
+    );
+    fails(without("score_predictor.1.out_conv.4.bias"), &["score_predictor.1.out_conv.4.bias", "missing"]);
+    let mut misshapen = t.clone();
+    put(&mut misshapen, "score_predictor.1.out_conv.2.weight", &[WIDTH / 2, WIDTH / 2]);
+    fails(
+        load(&misshapen, &["heads=2"]),
+        &["score_predictor.1.out_conv.2.weight", "(8, 8); expected (4, 8)"],
+    );
+    let mut extra = t.clone();
+    put(&mut extra, "score_predictor.1.out_conv.6.weight", &[2, 2]);
+    fails(load(&extra, &["heads=2"]), &["score_predictor.1.out_conv.6.weight", "extra tensor"]);
+}
+
 #[test]
 fn damaged_models_are_named_by_tensor() {
     let change = |edit: &dyn Fn(&mut Tensors)| {

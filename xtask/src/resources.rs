@@ -47,6 +47,9 @@ const DYNAMIC_SHARED: &[(&str, u32)] = &[
     // Up to 2,880 tokens; beyond, 4 bytes each.
     ("fv_match_tiles", 11_520),
     ("fv_match_criteria", 11_520),
+    // Tokens of 384 values.
+    ("fv_predictor_score_f32", 53_760),
+    ("fv_predictor_score", 41_472),
 ];
 
 /// Kernels that fill less than half of a multiprocessor, and why.
@@ -65,6 +68,11 @@ const REASONS: &[(&str, &str)] = &[
         "64 queries' sums, queries and 64 scores of each in registers, as many as products need to be reused",
     ),
     ("fv_attention_scores", "the keys of a block stay in registers over all queries"),
+    (
+        "fv_predictor_",
+        "products: a warp's 32 x 32 sums and the next step of the tokens stay in registers, and the next step of the weights is \
+         on its way while one multiplies; spills at 128 registers in f32",
+    ),
     (
         "fv_match_",
         "bound by fused multiply-adds: twelve independent sums a lane keep them busy with few warps; 64 registers spill",

@@ -6,6 +6,7 @@
 mod attention;
 mod matching;
 mod memory;
+mod predictor;
 mod tensor;
 
 use std::{ops::Range, sync::Arc};
@@ -32,7 +33,8 @@ use super::{
 use crate::{
     Error, Images, Pixels, Result, Tensor, TokenPlan,
     backend::{
-        Backend, Epilogue, Heads, LinearRows, Matching, Merged, Norm, Pooling, ScoreRequest, Scores, Select,
+        Backend, Epilogue, Heads, LinearRows, Matching, Merged, Norm, Pooling, Predictor, ScoreRequest,
+        Scores, Select,
     },
     model::Activation,
 };
@@ -387,6 +389,15 @@ impl Backend for Cuda {
         // SAFETY: see above the block.
         unsafe { unmerge_raw(device, stream, *dtype, &source, &pointers, &target) }?;
         Ok(out)
+    }
+
+    fn keep_scores(
+        &self,
+        x: &CudaTensor,
+        predictor: &Predictor<CudaTensor>,
+        special: usize,
+    ) -> Result<CudaTensor> {
+        self.predicted_scores(x, predictor, special)
     }
 
     fn select(&self, select: &Select<'_, CudaTensor>) -> Result<CudaPlan> {

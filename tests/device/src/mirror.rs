@@ -6,7 +6,7 @@ use foveate::{
     Images, Result, Tensor, TokenPlan,
     backend::{
         Attraction, Backend, Epilogue, Heads, Linear, LinearRows, Matching, Merged, Metric, Norm, Pooling,
-        ScoreRequest, Scores, Select, Weighting,
+        Predictor, ScoreRequest, Scores, Select, Weighting,
     },
     cuda::{Cuda, CudaTensor},
 };
@@ -177,6 +177,20 @@ impl Backend for Mirror {
             Metric::Keys(heads) => self.with_heads(heads, |heads| run(Metric::Keys(heads)))?,
         };
         self.0.download_plan(&plan)
+    }
+
+    fn keep_scores(&self, x: &Tensor, predictor: &Predictor<Tensor>, special: usize) -> Result<Tensor> {
+        let linear = |layer: &Linear<Tensor>| -> Result<Linear<CudaTensor>> {
+            Ok(Linear { weight: self.up(&layer.weight)?, bias: self.up_maybe(layer.bias.as_ref())? })
+        };
+        let predictor = Predictor {
+            norm: self.up_norm(&predictor.norm)?,
+            hidden: linear(&predictor.hidden)?,
+            first: linear(&predictor.first)?,
+            second: linear(&predictor.second)?,
+            last: linear(&predictor.last)?,
+        };
+        self.0.download(&self.0.keep_scores(&self.up(x)?, &predictor, special)?)
     }
 
     fn select(&self, select: &Select<'_, Tensor>) -> Result<TokenPlan> {

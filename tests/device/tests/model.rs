@@ -5,7 +5,7 @@ use std::path::Path;
 
 use foveate::{
     Images, Pixels, Reduction, Result, Tensor, TokenPlan,
-    backend::{Backend, Heads, Merged, Scores},
+    backend::{Backend, Heads, Merged, Scores, Select},
     cpu::Cpu,
     cuda::{Cuda, CudaPlan, CudaTensor, DType},
     model::{Activation, Observer, Readout, Vit, VitConfig, VitParams, arch},
@@ -16,7 +16,7 @@ use foveate_device_tests::{Turn, rounded};
 use half::{bf16, f16};
 
 /// The methods, with every way MCTF looks ahead and every kind of pooling.
-const SPECS: [&str; 10] = [
+const SPECS: [&str; 12] = [
     "none",
     "tome:r=3",
     "tome:r=4,proportional=false",
@@ -27,6 +27,8 @@ const SPECS: [&str; 10] = [
     "mctf:r=0.2,layers=0/2,both=false,pool=size",
     "evit:keep=0.6,layers=0/1",
     "evit:keep=0.5,layers=1,fuse=false",
+    "dynamicvit:keep=0.7,layers=0/1/2",
+    "dynamicvit:keep=[0.6,0.3],layers=1/2",
 ];
 
 /// The most that a result may differ, of its largest value.
@@ -112,11 +114,25 @@ impl Judge<'_> {
     }
 }
 
+impl Judge<'_> {
+    /// Scores that are rounded on their way may put tokens in another order: they are held to the reference's, and the order
+    /// to them.
+    fn judge_scores(&self, evidence: &Evidence<'_, Cuda>, known: &Evidence<'_, Cpu>) -> TokenPlan {
+        let (at, special) = (self.steps - 1, evidence.special);
+        let got = self.cuda.keep_scores(evidence.tokens, &evidence.weights.predictors[at], special).unwrap();
+        let got = self.cuda.download(&got).unwrap();
+        let want = Cpu::new().keep_scores(known.tokens, &known.weights.predictors[at], special).unwrap();
+        assert_close("scores", &got, &want, tolerance(self.cuda.dtype()));
+        let keep = evidence.step.tokens - special;
+        Cpu::new().select(&Select { class_scores: &got, special, keep, fuse: false }).unwrap()
+    }
+}
+
 impl Observer<Cuda> for Judge<'_> {
     fn reduced(&mut self, evidence: &Evidence<'_, Cuda>, plan: &CudaPlan, merged: &Merged<CudaTensor>) {
         self.steps += 1;
         let tokens = self.cuda.download(evidence.tokens).unwrap();
-        let packed = self.cuda.download(evidence.heads.packed).unwrap();
+        let packed = self.down(evidence.heads.as_ref().map(|heads| heads.packed));
         let sizes = self.down(evidence.sizes);
         let scores = Scores {
             class: self.down(evidence.scores.class.as_ref()),
@@ -124,21 +140,26 @@ impl Observer<Cuda> for Judge<'_> {
         };
         let known = Evidence::<Cpu> {
             layer: evidence.layer,
+            depth: evidence.depth,
             step: evidence.step,
             tokens: &tokens,
-            heads: Heads {
-                packed: &packed,
-                heads: evidence.heads.heads,
-                head_dim: evidence.heads.head_dim,
-                scale: evidence.heads.scale,
+            heads: evidence.heads.as_ref().zip(packed.as_ref()).map(|(heads, packed)| Heads {
+                packed,
+                heads: heads.heads,
+                head_dim: heads.head_dim,
+                scale: heads.scale,
                 sizes: None,
-            },
+            }),
             scores: &scores,
             sizes: sizes.as_ref(),
             count: evidence.count,
             special: evidence.special,
+            weights: &evidence.weights.clone().try_map(&mut |tensor| self.cuda.download(&tensor)).unwrap(),
         };
-        let want = self.method.plan(&Cpu::new(), &known).unwrap();
+        let want = match self.method {
+            Reduction::DynamicVit(_) => self.judge_scores(evidence, &known),
+            method => method.plan(&Cpu::new(), &known).unwrap(),
+        };
         let got = self.cuda.download_plan(plan).unwrap();
         let who = |plan: &TokenPlan| (plan.offsets().to_vec(), plan.members().to_vec());
         assert_eq!(who(&got), who(&want), "{} in block {}: other tokens", self.method, evidence.layer);
@@ -146,10 +167,14 @@ impl Observer<Cuda> for Judge<'_> {
             assert!((got - want).abs() <= 1e-5 * want.abs(), "weight {got} instead of {want}");
         }
         for image in self.cuda.download(&merged.sizes).unwrap().data().chunks(evidence.step.tokens) {
-            let fused = matches!(self.method, Reduction::Evit(evit) if !evit.fuse);
+            let drops = match self.method {
+                Reduction::Evit(evit) => !evit.fuse,
+                Reduction::DynamicVit(_) => true,
+                _ => false,
+            };
             let total: f32 = image.iter().sum();
             assert!(
-                fused || (total - tokens_before(sizes.as_ref(), evidence.count)).abs() < 1e-3,
+                drops || (total - tokens_before(sizes.as_ref(), evidence.count)).abs() < 1e-3,
                 "{total} patches"
             );
         }
@@ -175,7 +200,9 @@ fn assert_close(what: &str, got: &Tensor, want: &Tensor, limit: f32) {
 /// One model with one method on the device, and on the processor with the device's decisions.
 fn check(cuda: &Cuda, config: &VitConfig, params: &VitParams<Tensor>, batch: usize, spec: &str) {
     let method: Reduction = spec.parse().unwrap();
-    let params = params.clone().try_map(&mut |tensor| Ok(stored(cuda.dtype(), &tensor))).unwrap();
+    let reducers = arch::random_reducers(config, method.own_weights(&config.host()), 4);
+    let params = VitParams { reducers, ..params.clone() };
+    let params = params.try_map(&mut |tensor| Ok(stored(cuda.dtype(), &tensor))).unwrap();
     let images = pictures(config, batch, 3);
     let device = Vit::new(cuda.clone(), config.clone(), params.clone()).unwrap();
     let mut judge = Judge { cuda, method: &method, steps: 0 };
