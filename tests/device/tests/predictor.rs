@@ -85,8 +85,7 @@ fn on_device<T: Value>(turn: &Turn, case: &Case, x: &[f32], predictor: &Predicto
     let up = |tensor: &Tensor| -> CudaSlice<T> { turn.upload(tensor.data()) };
     let up_linear = |layer: &Linear<Tensor>| (up(&layer.weight), layer.bias.as_ref().map(&up));
     let norm = (up(&predictor.norm.weight), predictor.norm.bias.as_ref().map(&up));
-    let layers =
-        [&predictor.hidden, &predictor.first, &predictor.second, &predictor.last].map(|l| up_linear(l));
+    let layers = [&predictor.hidden, &predictor.first, &predictor.second, &predictor.last].map(up_linear);
     let [hidden, first, second, last] = layers.each_ref().map(|(weight, bias)| Linear {
         weight: weight.as_view(),
         bias: bias.as_ref().map(CudaSlice::as_view),
@@ -228,7 +227,7 @@ fn a_comparison_that_must_fail() {
 #[test]
 fn wrong_arguments_are_named() {
     let Some(turn) = Turn::new() else { return };
-    let memory: CudaSlice<f32> = turn.upload(&[0.5; 5000]);
+    let memory: CudaSlice<f32> = turn.upload(&vec![0.5; 5000]);
     let run = |shape: [usize; 3], special: usize, first: usize, scores: usize| {
         let view = |n: usize| memory.slice(..n);
         let linear = |n: usize| Linear { weight: view(n), bias: None };
