@@ -50,7 +50,7 @@ fn build() -> Result<(), String> {
     let out = PathBuf::from(set("OUT_DIR")?);
     // Documentation and lints need no kernels; loading them then is an error that says so.
     if env::var_os("DOCS_RS").is_some() || env::var_os("FOVEATE_NO_KERNELS").is_some() {
-        return write_if_changed(&out.join("images.rs"), &image_table(&[], &[]));
+        return write_if_changed(&out.join("images.rs"), &image_table(&[], &[], (0, 0)));
     }
     let kernels = PathBuf::from(set("CARGO_MANIFEST_DIR")?).join("kernels");
     // New files; each file's own dependencies follow below.
@@ -60,7 +60,7 @@ fn build() -> Result<(), String> {
     let archs = architectures(&nvcc)?;
     let sources = sources(&kernels)?;
     compile_all(&nvcc, &archs, &kernels, &sources, &out)?;
-    write_if_changed(&out.join("images.rs"), &image_table(&sources, &archs))
+    write_if_changed(&out.join("images.rs"), &image_table(&sources, &archs, nvcc.version))
 }
 
 fn set(variable: &str) -> Result<OsString, String> {
@@ -324,14 +324,15 @@ fn read_depfile(path: &Path) -> Option<Vec<PathBuf>> {
 }
 
 /// The Rust source that embeds the images.
-fn image_table(sources: &[String], archs: &[u32]) -> String {
+fn image_table(sources: &[String], archs: &[u32], nvcc: (u32, u32)) -> String {
     let row = |name: &String| {
         format!("    ({name:?}, include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{name}.fatbin\"))),\n")
     };
     let rows = sources.iter().map(row).collect::<Vec<_>>().concat();
     format!(
         "/// A fat binary for each file of kernels/.\nconst IMAGES: &[(&str, &[u8])] = &[\n{rows}];\n\
-         /// What they hold machine code for.\nconst ARCHITECTURES: &[u32] = &{archs:?};\n"
+         /// What they hold machine code for.\nconst ARCHITECTURES: &[u32] = &{archs:?};\n\
+         /// The nvcc that has compiled them.\nconst NVCC: (u32, u32) = {nvcc:?};\n"
     )
 }
 

@@ -567,9 +567,11 @@ fn clip_embeds_and_does_not_classify() {
 #[cfg(unix)]
 #[test]
 fn a_closed_pipe_is_no_panic() {
-    for arguments in
-        [&["info", MODEL][..], &["classify", "assets/fashion", "-w", MODEL, "--json"], &["--help"]]
-    {
+    for arguments in [
+        &["info", MODEL][..],
+        &["classify", "assets/fashion", "-w", MODEL, "--json", "--device", "cpu"],
+        &["--help"],
+    ] {
         let mut child = Command::new(env!("CARGO_BIN_EXE_foveate"))
             .args(arguments)
             .current_dir(env!("CARGO_MANIFEST_DIR"))

@@ -70,7 +70,7 @@ pub enum Order {
 /// The modelled device.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Model {
-    /// `80` or `90`.
+    /// `75`, `80` or `90`.
     pub sm: u32,
     /// Streaming multiprocessors.
     pub sms: u32,
@@ -84,6 +84,9 @@ pub struct Model {
     pub bandwidth: f64,
 }
 
+/// `sm_75`: for programs that must refuse a card which is too old for them.
+pub const SM_75: Model =
+    Model { sm: 75, sms: 40, shared_per_sm: 65_536, shared_opt_in: 65_536, clock: 1.59e9, bandwidth: 320e9 };
 /// `sm_80`.
 pub const SM_80: Model = Model {
     sm: 80,
@@ -109,6 +112,8 @@ pub const SM_90: Model = Model {
 pub struct Config {
     /// `EMU_DEVICE`.
     pub model: Model,
+    /// `EMU_DRIVER`: the CUDA version of the driver, (12, 4) for 12.4. Newer PTX than it knows is refused.
+    pub driver: (u32, u32),
     /// `EMU_CHECKS`, indexed by [`Check`].
     pub checks: [Level; CHECKS.len()],
     /// `EMU_ON_FAULT=abort`.
@@ -137,6 +142,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             model: SM_80,
+            driver: (13, 5),
             checks: CHECKS.map(|(_, _, level)| level),
             abort_on_fault: false,
             seed: None,
@@ -165,8 +171,9 @@ impl fmt::Display for ConfigError {
 impl std::error::Error for ConfigError {}
 
 /// All keys that [`Config::set`] knows.
-pub const KEYS: [&str; 12] = [
+pub const KEYS: [&str; 13] = [
     "EMU_DEVICE",
+    "EMU_DRIVER",
     "EMU_CHECKS",
     "EMU_ON_FAULT",
     "EMU_SEED",
@@ -215,9 +222,18 @@ impl Config {
             "DEVICE" => {
                 self.model = match value {
                     "" | "sm_80" => SM_80,
+                    "sm_75" => SM_75,
                     "sm_90" => SM_90,
-                    _ => return Err(bad("sm_80 or sm_90")),
+                    _ => return Err(bad("sm_75, sm_80 or sm_90")),
                 };
+            }
+            "DRIVER" if value.is_empty() => self.driver = default.driver,
+            "DRIVER" => {
+                let version = value.split_once('.').unwrap_or((value, "0"));
+                let numbers = version.0.parse().ok().zip(version.1.parse().ok());
+                self.driver = numbers
+                    .filter(|(major, minor)| (12..=99).contains(major) && *minor < 100)
+                    .ok_or_else(|| bad("a CUDA version from 12.0 on, such as 12.4"))?;
             }
             "CHECKS" if value.is_empty() => self.checks = default.checks,
             "CHECKS" => return self.set_checks(value),

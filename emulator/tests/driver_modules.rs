@@ -74,6 +74,25 @@ fn images_that_cannot_be_loaded_say_why() {
 }
 
 #[test]
+fn a_driver_knows_the_ptx_of_its_own_time() {
+    for (driver, version, known, unknown) in
+        [("12.4", 12_040, "8.4", "8.5"), ("12.8", 12_080, "8.7", "8.8"), ("13", 13_000, "9.0", "9.1")]
+    {
+        let _session = Session::new(&[("EMU_DRIVER", driver)]);
+        let load = |ptx: &str| {
+            let mut m = null_mut();
+            let image = text(&format!(".version {ptx}\n.target sm_80\n.address_size 64\n"));
+            unsafe { cuModuleLoadData(&raw mut m, image.as_ptr().cast()) }
+        };
+        let mut reported = 0;
+        assert_eq!((unsafe { cuDriverGetVersion(&raw mut reported) }, reported), (OK, version));
+        assert_eq!((load(known), load(unknown)), (OK, 222));
+        assert!(texts()[0].contains("EMU_DRIVER"), "{}", texts()[0]);
+        unsafe { emu_clear_errors() };
+    }
+}
+
+#[test]
 fn files() {
     let _session = Session::new(&[]);
     let mut m = null_mut();
@@ -525,6 +544,7 @@ fn settings_that_do_not_exist_are_refused() {
     unsafe {
         assert_eq!(emu_set(text("EMU_COLOUR").as_ptr(), text("red").as_ptr()), INVALID_VALUE);
         assert_eq!(emu_set(text("EMU_DEVICE").as_ptr(), text("sm_1").as_ptr()), INVALID_VALUE);
+        assert_eq!(emu_set(text("EMU_DRIVER").as_ptr(), text("11.8").as_ptr()), INVALID_VALUE);
         assert_eq!(emu_set(null(), text("1").as_ptr()), INVALID_VALUE);
         assert!(emu_version() >= 1);
     }

@@ -11,12 +11,13 @@ use foveate::{Reduction, backend::Backend, reduction::token_counts};
 use serde_json::{Value, json};
 
 use super::{
-    device::{Device, on_device},
+    device::{Device, Runner, on_device},
     failure::Failure,
     inputs::{Batch, Rejected, expand, for_each_batch, verdict},
     labels,
-    options::{BatchSize, Model, ModelSettings, Sources},
-    predict::{Guess, guesses, logits, require_classifier},
+    memory::forward,
+    options::{BatchSize, Loaded, Model, ModelSettings, Sources},
+    predict::{Guess, guesses, require_classifier},
     report::{JsonStream, errors_json, percent, three_digits},
 };
 
@@ -63,16 +64,24 @@ enum Sink {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    on_device!(arguments.device, |backend| run_on(arguments, backend))
-}
-
-fn run_on<B: Backend>(arguments: &Arguments, backend: B) -> Result<(), Failure> {
+    arguments.device.prepare()?;
     let reduction: Reduction = arguments.reduce.parse()?;
     let overrides = arguments.settings.overrides()?;
     let paths = expand(&arguments.sources.images)?;
-    let model = Model::open(&arguments.sources.weights, &overrides, backend)?;
-    require_classifier(&model)?;
-    model.check(&reduction)?;
+    let loaded = Loaded::open(&arguments.sources.weights, &overrides)?;
+    on_device!(arguments.device, &loaded.config, |backend| {
+        run_on(arguments, &reduction, &paths, &loaded.on(backend)?)
+    })
+}
+
+fn run_on<B: Runner>(
+    arguments: &Arguments,
+    reduction: &Reduction,
+    paths: &[PathBuf],
+    model: &Model<B>,
+) -> Result<(), Failure> {
+    require_classifier(model)?;
+    model.check(reduction)?;
     let config = model.config();
     let labels = match &arguments.labels {
         Some(file) => Some(labels::read(file, config.classes, &model.file)?),
@@ -81,15 +90,17 @@ fn run_on<B: Backend>(arguments: &Arguments, backend: B) -> Result<(), Failure> 
     let labels = labels.as_deref();
     let top = usize::from(arguments.top).min(config.classes);
     let mut sink = if arguments.json {
-        Sink::Json(JsonStream::begin(&head(arguments, &model, &reduction))?)
+        Sink::Json(JsonStream::begin(&head(arguments, model, reduction))?)
     } else {
         Sink::Text { out: io::stdout(), top }
     };
     let (mut seconds, mut count) = (0.0, 0);
-    let rejected = for_each_batch(&paths, config, arguments.batch.get(), |batch, progress| {
+    let rejected = for_each_batch(paths, config, arguments.batch.get(), |batch, progress| {
         let Batch { names, images, .. } = batch;
         let begun = Instant::now();
-        let logits = logits(&model.vit, &images, &reduction)?;
+        let output = forward(&model.vit, &images, reduction)?;
+        let logits = output.logits.ok_or_else(|| Failure::input("the model has no head"))?;
+        let logits = model.vit.backend().download(&logits)?;
         seconds += begun.elapsed().as_secs_f64();
         count += names.len();
         let guesses = guesses(&logits, top);

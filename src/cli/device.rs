@@ -3,9 +3,15 @@
 use std::{fmt, str::FromStr};
 
 use clap::{Args, ValueEnum};
-use foveate::{backend::Backend, cpu::Cpu};
+#[cfg(feature = "cuda")]
+use foveate::cuda::{Cuda, DType};
+use foveate::{backend::Backend, cpu::Cpu, model::VitConfig};
 
 use super::{failure::Failure, options::Threads};
+
+/// Set by `cargo xtask emulate` (xtask/src/emulate.rs): the emulated driver is meant.
+#[cfg(feature = "cuda")]
+const EMULATED: &str = "FOVEATE_EMULATED";
 
 /// Where to compute.
 #[derive(Debug, Args)]
@@ -13,7 +19,8 @@ pub(crate) struct Device {
     /// Where to compute: auto (an NVIDIA card if there is one), cpu, cuda, or cuda:N for one of several
     #[arg(long = "device", value_name = "DEVICE", default_value = "auto", help_heading = "Device")]
     place: Place,
-    /// What weights and tokens are on a card; sums are f32 always, and so is everything on the processor. f16 unless given
+    /// What weights and tokens are on a card; sums are f32 always, and so is everything on the processor. f16 unless given, or
+    /// f32 where no f16 kernel takes the model
     #[arg(long, value_name = "TYPE", help_heading = "Device")]
     dtype: Option<Storage>,
     #[command(flatten)]
@@ -70,6 +77,12 @@ pub(crate) trait Runner: Backend + Clone {
     /// The type of weights and tokens.
     fn storage(&self) -> String;
 
+    /// Bytes of one of their values.
+    fn value_bytes(&self) -> u64;
+
+    /// Whether the time that something takes says anything: the emulated driver's does not.
+    fn keeps_time(&self) -> bool;
+
     /// Returns when everything that was begun is done.
     fn wait(&self) -> foveate::Result<()>;
 }
@@ -89,13 +102,21 @@ impl Runner for Cpu {
         "f32".to_owned()
     }
 
+    fn value_bytes(&self) -> u64 {
+        4
+    }
+
+    fn keeps_time(&self) -> bool {
+        true
+    }
+
     fn wait(&self) -> foveate::Result<()> {
         Ok(())
     }
 }
 
 #[cfg(feature = "cuda")]
-impl Runner for foveate::cuda::Cuda {
+impl Runner for Cuda {
     const NAME: &'static str = "cuda";
 
     fn threads(&self) -> usize {
@@ -110,6 +131,14 @@ impl Runner for foveate::cuda::Cuda {
         self.dtype().to_string()
     }
 
+    fn value_bytes(&self) -> u64 {
+        self.dtype().bytes() as u64
+    }
+
+    fn keeps_time(&self) -> bool {
+        !self.device().is_emulated()
+    }
+
     fn wait(&self) -> foveate::Result<()> {
         self.synchronize()
     }
@@ -121,13 +150,13 @@ pub(crate) enum Chosen {
     Cpu(Cpu),
     /// A card.
     #[cfg(feature = "cuda")]
-    Cuda(foveate::cuda::Cuda),
+    Cuda(Cuda),
 }
 
-/// Runs `$task` with the backend that `$device` names as `$backend`, whatever its type.
+/// Runs `$task` with the backend that `$device` names for a model of `$config` as `$backend`, whatever its type.
 macro_rules! on_device {
-    ($device:expr, |$backend:ident| $task:expr) => {
-        match $device.start()? {
+    ($device:expr, $config:expr, |$backend:ident| $task:expr) => {
+        match $device.start($config)? {
             $crate::cli::device::Chosen::Cpu($backend) => $task,
             #[cfg(feature = "cuda")]
             $crate::cli::device::Chosen::Cuda($backend) => $task,
@@ -137,55 +166,122 @@ macro_rules! on_device {
 pub(crate) use on_device;
 
 impl Device {
-    /// The backend asked for. `auto` tells on stderr what it took and why, where there was a choice.
-    pub(crate) fn start(&self) -> Result<Chosen, Failure> {
-        let cpu = self.threads.start()?;
-        if self.place == Place::Cpu {
-            return match self.dtype {
-                None | Some(Storage::F32) => Ok(Chosen::Cpu(cpu)),
-                Some(_) => Err(Failure::input("--dtype: the processor computes in f32; leave it out")),
-            };
+    /// What comes before a model is read: the processor's threads, and what can be refused without knowing the model.
+    pub(crate) fn prepare(&self) -> Result<(), Failure> {
+        if self.place == Place::Cpu && self.dtype.is_some_and(|dtype| dtype != Storage::F32) {
+            return Err(Failure::input("--dtype: the processor computes in f32; leave it out"));
         }
-        self.card(cpu)
+        if cfg!(not(feature = "cuda")) && matches!(self.place, Place::Cuda(_)) {
+            return Err(Failure::input(
+                "--device cuda: this foveate was built without CUDA; build it with `cargo install foveate --features cuda`",
+            ));
+        }
+        self.threads.start()
     }
 
-    #[cfg(not(feature = "cuda"))]
-    fn card(&self, cpu: Cpu) -> Result<Chosen, Failure> {
+    /// The backend asked for, for a model with these numbers. What was left to choose is told on stderr: what was taken, and
+    /// why.
+    pub(crate) fn start(&self, config: &VitConfig) -> Result<Chosen, Failure> {
         match self.place {
-            Place::Cuda(_) => Err(Failure::input(
-                "--device cuda: this foveate was built without CUDA; build it with `cargo install foveate --features cuda`",
-            )),
-            // There is nothing to choose from, and so nothing to tell.
-            Place::Auto | Place::Cpu => Ok(Chosen::Cpu(cpu)),
+            Place::Cpu => Ok(Chosen::Cpu(Cpu::new())),
+            Place::Auto | Place::Cuda(_) => self.card(config),
         }
+    }
+
+    /// Without CUDA there is nothing to choose from, and so nothing to tell.
+    #[cfg(not(feature = "cuda"))]
+    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "as with CUDA")]
+    fn card(&self, _config: &VitConfig) -> Result<Chosen, Failure> {
+        Ok(Chosen::Cpu(Cpu::new()))
     }
 
     #[cfg(feature = "cuda")]
-    fn card(&self, cpu: Cpu) -> Result<Chosen, Failure> {
-        use std::io::Write;
-
-        use foveate::cuda::{Cuda, DType};
-
-        let dtype = match self.dtype {
-            Some(Storage::F32) => DType::F32,
-            Some(Storage::F16) | None => DType::F16,
-            Some(Storage::Bf16) => DType::Bf16,
-        };
+    fn card(&self, config: &VitConfig) -> Result<Chosen, Failure> {
         let automatic = self.place == Place::Auto;
         let ordinal = if let Place::Cuda(ordinal) = self.place { ordinal } else { 0 };
-        let (chosen, why) = match Cuda::new(ordinal, dtype) {
-            Ok(cuda) => {
-                let why = format!("cuda:{ordinal}, {}, {dtype}", cuda.describe());
-                (Chosen::Cuda(cuda), why)
-            }
-            Err(error) if automatic => (Chosen::Cpu(cpu), format!("cpu, because {error}")),
-            Err(error) => return Err(Failure::Other(format!("--device {}: {error}", self.place))),
+        let device = match open(ordinal) {
+            Ok(device) => device,
+            Err(reason) if automatic => return Ok(processor(&reason)),
+            Err(reason) => return Err(Failure::Other(format!("--device {}: {reason}", self.place))),
         };
-        if automatic {
-            // If nobody listens there, nobody can be told.
-            let _ = writeln!(std::io::stderr(), "foveate: device auto: {}", super::failure::one_line(&why));
+        let (dtype, why) = match (self.storage(config), self.dtype) {
+            (Ok(storage), _) => storage,
+            // A type that was asked for by name is not replaced.
+            (Err(reason), Some(dtype)) => {
+                return Err(Failure::Input(format!("--dtype {}: {reason}", DType::from(dtype))));
+            }
+            (Err(reason), None) if automatic => return Ok(processor(&reason.to_string())),
+            (Err(reason), None) => {
+                return Err(Failure::Input(format!("--device {}: {reason}; use --device cpu", self.place)));
+            }
+        };
+        match Cuda::on(&device, dtype) {
+            Ok(cuda) => {
+                if automatic {
+                    tell(&format!("device auto: cuda:{ordinal}, {}, {dtype}{why}", device.name()));
+                } else if !why.is_empty() {
+                    tell(&format!("device {}: {dtype}{why}", self.place));
+                }
+                Ok(Chosen::Cuda(cuda))
+            }
+            Err(reason) if automatic => Ok(processor(&reason.to_string())),
+            Err(reason) => Err(Failure::Other(format!("--device {}: {reason}", self.place))),
         }
-        Ok(chosen)
+    }
+
+    /// The type of weights and tokens, and why where it is not the usual one.
+    #[cfg(feature = "cuda")]
+    fn storage(&self, config: &VitConfig) -> foveate::Result<(DType, String)> {
+        if let Some(dtype) = self.dtype {
+            let dtype = DType::from(dtype);
+            return Cuda::supports(config, dtype).map(|()| (dtype, String::new()));
+        }
+        match Cuda::supports(config, DType::F16) {
+            Ok(()) => Ok((DType::F16, String::new())),
+            Err(reason) => {
+                Cuda::supports(config, DType::F32).map(|()| (DType::F32, format!(", because {reason}")))
+            }
+        }
+    }
+}
+
+/// The card. The emulated driver is none, unless `cargo xtask emulate` has put it there: cargo puts it in front of programs
+/// that it runs wherever it has built it.
+#[cfg(feature = "cuda")]
+fn open(ordinal: usize) -> Result<foveate::cuda::Device, String> {
+    let device = foveate::cuda::Device::new(ordinal).map_err(|error| error.to_string())?;
+    if !device.is_emulated() || std::env::var_os(EMULATED).is_some() {
+        return Ok(device);
+    }
+    Err(format!(
+        "the driver in front is the emulated one ({}), thousands of times slower than a card; run the built binary itself \
+         instead of `cargo run`, or build with --target-dir target/gpu; if the emulated driver is meant, run `cargo xtask \
+         emulate -- foveate ...`",
+        device.name()
+    ))
+}
+
+/// The processor instead of a card.
+#[cfg(feature = "cuda")]
+fn processor(reason: &str) -> Chosen {
+    tell(&format!("device auto: cpu, because {reason}"));
+    Chosen::Cpu(Cpu::new())
+}
+
+/// A line on stderr that is no error. If nobody listens there, nobody can be told.
+#[cfg(feature = "cuda")]
+fn tell(what: &str) {
+    super::failure::complain(what);
+}
+
+#[cfg(feature = "cuda")]
+impl From<Storage> for DType {
+    fn from(storage: Storage) -> Self {
+        match storage {
+            Storage::F32 => Self::F32,
+            Storage::F16 => Self::F16,
+            Storage::Bf16 => Self::Bf16,
+        }
     }
 }
 

@@ -12,6 +12,7 @@ mod info;
 mod inputs;
 mod labels;
 mod measure;
+mod memory;
 mod options;
 mod overlay;
 mod predict;

@@ -4,15 +4,19 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use foveate::{
-    Reduction,
+    Reduction, Tensor,
     backend::Backend,
-    cpu::Cpu,
-    model::{Vit, VitConfig},
+    model::{Vit, VitConfig, VitParams},
     reduction::Method,
     weights::{Checkpoint, ConfigFile, Family, LoadedVit, Overrides, load_vit},
 };
 
-use super::{failure::Failure, progress::Progress};
+use super::{
+    device::Runner,
+    failure::Failure,
+    memory::{no_room_for_weights, out_of_memory},
+    progress::Progress,
+};
 
 /// What is looked at, and with what.
 #[derive(Debug, Args)]
@@ -60,15 +64,15 @@ pub(crate) struct Threads {
 }
 
 impl Threads {
-    /// The backend, and the threads that everything else in the process (decoding, reading weights) uses as well.
-    pub(crate) fn start(&self) -> Result<Cpu, Failure> {
+    /// Starts the threads, which everything in the process (decoding, reading weights, computing) uses.
+    pub(crate) fn start(&self) -> Result<(), Failure> {
         if let Some(threads) = self.threads {
             rayon::ThreadPoolBuilder::new()
                 .num_threads(usize::from(threads))
                 .build_global()
                 .map_err(|e| Failure::Other(format!("cannot start {threads} threads: {e}")))?;
         }
-        Ok(Cpu::new())
+        Ok(())
     }
 }
 
@@ -92,6 +96,45 @@ pub(crate) fn reductions(specs: &[String]) -> Result<Vec<Reduction>, Failure> {
     specs.iter().map(|spec| Ok(spec.parse()?)).collect()
 }
 
+/// A checkpoint that has been read, and goes to no device yet: which one suits it depends on what it is.
+pub(crate) struct Loaded {
+    /// The checkpoint as messages name it.
+    pub(crate) file: String,
+    /// The model's numbers.
+    pub(crate) config: VitConfig,
+    /// Its parameters.
+    pub(crate) params: VitParams<Tensor>,
+    family: Family,
+}
+
+impl Loaded {
+    /// Opens a checkpoint, with the configuration that lies beside it.
+    pub(crate) fn open(weights: &Path, overrides: &Overrides) -> Result<Self, Failure> {
+        let progress = Progress::spinner("reading the weights");
+        let checkpoint = Checkpoint::open(weights)?;
+        let LoadedVit { config, params, family, .. } =
+            load_vit(&checkpoint, ConfigFile::beside(weights)?.as_ref(), overrides)?;
+        progress.finish();
+        Ok(Self { file: weights.display().to_string(), config, params, family })
+    }
+
+    /// The model on a device.
+    pub(crate) fn on<B: Runner>(self, backend: B) -> Result<Model<B>, Failure> {
+        let Self { file, config, params, family } = self;
+        Ok(Model { vit: vit(backend, config, params)?, file, family })
+    }
+}
+
+/// A model on a device; weights that it has no room for are an error that says so.
+pub(crate) fn vit<B: Runner>(
+    backend: B,
+    config: VitConfig,
+    params: VitParams<Tensor>,
+) -> Result<Vit<B>, Failure> {
+    Vit::new(backend, config, params)
+        .map_err(|error| if out_of_memory(&error) { no_room_for_weights(&error) } else { error.into() })
+}
+
 /// A model and what is known about the file it came from.
 pub(crate) struct Model<B: Backend> {
     /// The model.
@@ -103,17 +146,6 @@ pub(crate) struct Model<B: Backend> {
 }
 
 impl<B: Backend> Model<B> {
-    /// Opens a checkpoint, with the configuration that lies beside it.
-    pub(crate) fn open(weights: &Path, overrides: &Overrides, backend: B) -> Result<Self, Failure> {
-        let progress = Progress::spinner("reading the weights");
-        let checkpoint = Checkpoint::open(weights)?;
-        let LoadedVit { config, params, family, .. } =
-            load_vit(&checkpoint, ConfigFile::beside(weights)?.as_ref(), overrides)?;
-        let vit = Vit::new(backend, config, params)?;
-        progress.finish();
-        Ok(Self { vit, file: weights.display().to_string(), family })
-    }
-
     /// The model's numbers.
     pub(crate) fn config(&self) -> &VitConfig {
         self.vit.config()

@@ -9,15 +9,15 @@ use std::{
 use clap::Args;
 use foveate::{
     Reduction,
-    backend::Backend,
     image::{Picture, caption, grid, overlay, save_png, upscale},
 };
 
 use super::{
-    device::{Device, on_device},
+    device::{Device, Runner, on_device},
     failure::Failure,
     inputs::{Batch, expand, for_each_batch, verdict},
-    options::{BatchSize, Model, ModelSettings, Sources, reductions, refuse_overwriting},
+    memory::forward,
+    options::{BatchSize, Loaded, Model, ModelSettings, Sources, reductions, refuse_overwriting},
     predict::{guesses, is_classifier},
     report::percent,
 };
@@ -61,17 +61,26 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    on_device!(arguments.device, |backend| run_on(arguments, backend))
-}
-
-fn run_on<B: Backend>(arguments: &Arguments, backend: B) -> Result<(), Failure> {
+    arguments.device.prepare()?;
     let methods = reductions(&arguments.reduce)?;
     let overrides = arguments.settings.overrides()?;
     let paths = expand(&arguments.sources.images)?;
     let target = Target::new(&arguments.output)?;
     refuse_overwriting(&arguments.output, paths.iter().chain([&arguments.sources.weights]))?;
-    let model = Model::open(&arguments.sources.weights, &overrides, backend)?;
-    for method in &methods {
+    let loaded = Loaded::open(&arguments.sources.weights, &overrides)?;
+    on_device!(arguments.device, &loaded.config, |backend| {
+        run_on(&methods, &paths, target, arguments.batch.get(), &loaded.on(backend)?)
+    })
+}
+
+fn run_on<B: Runner>(
+    methods: &[Reduction],
+    paths: &[PathBuf],
+    target: Target,
+    batch: usize,
+    model: &Model<B>,
+) -> Result<(), Failure> {
+    for method in methods {
         model.check(method)?;
     }
     let [height, width] = panel_size(model.config().image);
@@ -84,8 +93,8 @@ fn run_on<B: Backend>(arguments: &Arguments, backend: B) -> Result<(), Failure> 
     }
     let mut target = target;
     let mut rows = Vec::new();
-    let rejected = for_each_batch(&paths, model.config(), arguments.batch.get(), |batch, progress| {
-        let made = draw(&model, &methods, &batch)?;
+    let rejected = for_each_batch(paths, model.config(), batch, |batch, progress| {
+        let made = draw(model, methods, &batch)?;
         for (name, row) in batch.names.iter().zip(made) {
             match &mut target {
                 Target::Sheet(_) => rows.push(row),
@@ -153,7 +162,7 @@ fn panel_size(size: [usize; 2]) -> [usize; 2] {
 }
 
 /// One row per image: the input, then each method's groups.
-fn draw<B: Backend>(
+fn draw<B: Runner>(
     model: &Model<B>,
     methods: &[Reduction],
     batch: &Batch,
@@ -169,7 +178,7 @@ fn draw<B: Backend>(
         rows.push(vec![caption(&upscale(picture, factor)?, &text, scale, INK, BACKGROUND)?]);
     }
     for method in methods {
-        let output = model.vit.forward(&batch.images, method)?;
+        let output = forward(&model.vit, &batch.images, method)?;
         let map = output.source_map(model.vit.backend())?;
         let logits = output.logits.as_ref().filter(|_| is_classifier(model));
         let logits = logits.map(|logits| model.vit.backend().download(logits)).transpose()?;

@@ -1,6 +1,6 @@
 //! From logits to what is said about an image.
 
-use foveate::{Reduction, Tensor, backend::Backend, model::VitConfig};
+use foveate::{Tensor, backend::Backend, model::VitConfig};
 use serde_json::{Value, json};
 
 use super::{failure::Failure, options::Model};
@@ -78,17 +78,6 @@ fn softmax(logits: &[f32]) -> Vec<f64> {
     let powers: Vec<f64> = logits.iter().map(|&x| (f64::from(x) - f64::from(largest)).exp()).collect();
     let sum: f64 = powers.iter().sum();
     powers.into_iter().map(|power| power / sum).collect()
-}
-
-/// The logits of a batch.
-pub(crate) fn logits<B: Backend>(
-    model: &foveate::model::Vit<B>,
-    images: &foveate::Images,
-    reduction: &Reduction,
-) -> Result<Tensor, Failure> {
-    let output = model.forward(images, reduction)?;
-    let logits = output.logits.ok_or_else(|| Failure::input("the model has no head"))?;
-    Ok(model.backend().download(&logits)?)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Bytes that a forward pass cannot avoid moving, counted, not measured.
 //!
-//! The rule: every parameter once per batch, and of every operation its inputs and its output once per image, all in
-//! `f32`. Attention maps and similarity matrices are not counted: no operation writes them. Operations are those of the
+//! The rule: every parameter once per batch, and of every operation its inputs and its output once per image, in the type
+//! that weights and tokens have on the device (`value`: bytes of one); attention scores are `f32` always. Attention maps and similarity matrices are not counted: no operation writes them. Operations are those of the
 //! model's forward pass; a merge that is followed by a LayerNorm does both in one pass.
 
 use foveate::{
@@ -11,8 +11,8 @@ use foveate::{
     reduction::{Site, Step},
 };
 
-/// Bytes of an `f32`.
-const VALUE: u64 = 4;
+/// Bytes of a score.
+const SCORE: u64 = 4;
 
 /// Parameters of a model by place, in values.
 pub(crate) struct Parameters {
@@ -75,14 +75,14 @@ fn block_parameters(block: &BlockParams<Tensor>) -> u64 {
 }
 
 /// Bytes of the embedding for a batch.
-pub(crate) fn embed_bytes(config: &VitConfig, parameters: &Parameters, batch: u64) -> u64 {
+pub(crate) fn embed_bytes(config: &VitConfig, parameters: &Parameters, batch: u64, value: u64) -> u64 {
     let c = config.width as u64;
     let patches = (config.grid()[0] * config.grid()[1]) as u64;
     let pixels = (config.image[0] * config.image[1] * config.channels) as u64;
     let row = (config.channels * config.patch[0] * config.patch[1]) as u64;
     // 8-bit pixels to rows; rows to patches; patches to tokens.
     let activations = patches * row + patches * (row + c) + patches * c + config.tokens() as u64 * c;
-    VALUE * (parameters.embed + batch * activations) + batch * pixels
+    value * (parameters.embed + batch * activations) + batch * pixels
 }
 
 /// Bytes of one block for a batch when `tokens` tokens enter it.
@@ -92,6 +92,7 @@ pub(crate) fn block_bytes(
     tokens: u64,
     step: Option<&Step>,
     batch: u64,
+    value: u64,
 ) -> u64 {
     let (c, n, hidden) = (config.width as u64, tokens, config.hidden as u64);
     let m = step.map_or(n, |step| step.tokens as u64);
@@ -99,14 +100,15 @@ pub(crate) fn block_bytes(
     let attention = |n: u64| 4 * n * c + 4 * n * c; // packed heads written; read and pooled
     let project = |n: u64| 3 * n * c; // context, residual, sum
     let layers = |n: u64| n * (c + hidden) + n * (hidden + 2 * c);
-    let decision = step.map_or(0, |step| {
-        let scores = config.heads as u64 * n;
-        match (step.scores.class, step.scores.received) {
-            (true, _) => scores,
-            (false, true) => scores + n * c,
-            (false, false) => n * c,
-        }
-    });
+    let scores =
+        step.map_or(
+            0,
+            |step| {
+                if step.scores.class || step.scores.received { config.heads as u64 * n } else { 0 }
+            },
+        );
+    // What tokens are compared by.
+    let decision = step.map_or(0, |step| if step.scores.class { 0 } else { n * c });
     let merge = n * c + m * c;
     let (activations, twice) = match step.map(|step| step.site) {
         Some(Site::BeforeBlock) => {
@@ -132,11 +134,17 @@ pub(crate) fn block_bytes(
             }
         }
     };
-    VALUE * (parameters + twice + batch * activations)
+    value * (parameters + twice + batch * activations) + SCORE * batch * scores
 }
 
 /// Bytes of the final norms and heads for a batch when `tokens` tokens are left.
-pub(crate) fn head_bytes(config: &VitConfig, parameters: &Parameters, tokens: u64, batch: u64) -> u64 {
+pub(crate) fn head_bytes(
+    config: &VitConfig,
+    parameters: &Parameters,
+    tokens: u64,
+    batch: u64,
+    value: u64,
+) -> u64 {
     let c = config.width as u64;
     let pooled = match config.readout {
         Readout::Class => c,
@@ -145,5 +153,5 @@ pub(crate) fn head_bytes(config: &VitConfig, parameters: &Parameters, tokens: u6
         // Tokens and query in front of them read, packed heads written and read, a few rows.
         Readout::Attention => (2 * (tokens + 1) + 6 * (tokens + 1)) * c,
     };
-    VALUE * (parameters.head + batch * (2 * tokens * c + pooled + c + config.classes as u64))
+    value * (parameters.head + batch * (2 * tokens * c + pooled + c + config.classes as u64))
 }

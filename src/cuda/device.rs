@@ -73,6 +73,12 @@ impl Device {
         &self.inner.name
     }
 
+    /// Whether the driver is not NVIDIA's but the emulated one that this crate is tested on: thousands of times slower than
+    /// a card, so nothing should run on it unasked, and its times say nothing.
+    pub fn is_emulated(&self) -> bool {
+        self.name().starts_with("foveate emulator")
+    }
+
     /// Multiprocessors.
     pub(super) fn multiprocessors(&self) -> usize {
         self.inner.multiprocessors

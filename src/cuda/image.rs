@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use cudarc::{
-    driver::{CudaContext, CudaFunction, CudaModule},
+    driver::{CudaContext, CudaFunction, CudaModule, DriverError, sys},
     nvrtc::Ptx,
 };
 
@@ -238,15 +238,32 @@ pub(super) struct Module {
     loaded: Arc<CudaModule>,
 }
 
+/// The CUDA version that the driver is for.
+fn driver_version() -> Result<(u32, u32), DriverError> {
+    let mut version = 0;
+    // SAFETY: the pointer is valid for a write; the driver is there, for it has refused a module.
+    unsafe { sys::cuDriverGetVersion(&raw mut version) }.result()?;
+    let version = u32::try_from(version).unwrap_or(0);
+    Ok((version / 1000, version % 1000 / 10))
+}
+
 impl Module {
     fn load(context: &Arc<CudaContext>, device: &str, file: &'static str) -> Result<Self> {
         let fail = |what: String| Error::Kernels { device: device.to_owned(), what };
         let image = IMAGES.iter().find(|(name, _)| *name == file).map(|(_, image)| *image);
         let image = image.ok_or_else(|| fail(format!("this binary holds no kernels/{file}.cu")))?;
         let loaded = context.load_module(Ptx::from_binary(image.to_vec())).map_err(|error| {
+            let remedy = match (driver_version(), NVCC) {
+                (Ok(driver), nvcc) if driver < nvcc => format!(
+                    "update the driver, which is for CUDA {}.{}, to one for {}.{} or newer, or build with an nvcc of its \
+                     release",
+                    driver.0, driver.1, nvcc.0, nvcc.1
+                ),
+                _ => "build with FOVEATE_CUDA_ARCHS naming this device".to_owned(),
+            };
             fail(format!(
                 "the driver does not load kernels/{file}.cu, which holds machine code for {ARCHITECTURES:?} and PTX for \
-                 compute_80: {error:?}; update the driver, or build with FOVEATE_CUDA_ARCHS naming this device"
+                 compute_80: {error:?}; {remedy}"
             ))
         })?;
         Ok(Self { device: device.to_owned(), file, loaded })

@@ -13,6 +13,9 @@ use crate::toolchain::{self, Missing};
 /// The emulator's libraries, as cargo names them and as programs look for them.
 const LIBRARIES: [&str; 2] = ["libcuda.so", "libcublasLt.so"];
 
+/// Tells our command that the emulated driver is meant: it refuses one that is in front by accident (src/cli/device.rs).
+const EMULATED: &str = "FOVEATE_EMULATED";
+
 /// The command that is built, with the kernels, when it is asked for by name.
 const OURS: &str = "foveate";
 
@@ -34,17 +37,23 @@ pub(crate) fn emulate(words: &[OsString]) -> Result<bool, String> {
         "xtask: on an emulated GPU: the kernels' own PTX and results, every access checked, thousands of times slower than a \
          card; its times say nothing"
     );
-    // Nobody reads counters here, and counting costs time.
-    let count = env::var_os("EMU_COUNT").unwrap_or_else(|| "0".into());
-    let status = Command::new(&program)
-        .args(arguments)
-        .env("LD_LIBRARY_PATH", library_path(&folder, env::var_os("LD_LIBRARY_PATH").as_deref())?)
-        .env("EMU_COUNT", count)
-        .status();
+    let status = emulated(&program, arguments, &folder)?.status();
     status
         .as_ref()
         .map(ExitStatus::success)
         .map_err(|error| format!("cannot run {}: {error}", program.display()))
+}
+
+/// The command with the libraries in `folder` in front of all others.
+fn emulated(program: &Path, arguments: &[OsString], folder: &Path) -> Result<Command, String> {
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .env("LD_LIBRARY_PATH", library_path(folder, env::var_os("LD_LIBRARY_PATH").as_deref())?)
+        .env(EMULATED, "1")
+        // Nobody reads counters here, and counting costs time.
+        .env("EMU_COUNT", env::var_os("EMU_COUNT").unwrap_or_else(|| "0".into()));
+    Ok(command)
 }
 
 /// The emulated driver in a folder of its own: cargo's have more in them than a program should see first.
@@ -104,6 +113,16 @@ mod tests {
             |known: Option<&str>| library_path(Path::new("/t/emulator"), known.map(OsStr::new)).unwrap();
         assert_eq!(path(None), "/t/emulator");
         assert_eq!(path(Some("/a:/b")), "/t/emulator:/a:/b");
+    }
+
+    #[test]
+    fn the_command_is_told_that_the_emulated_driver_is_meant() {
+        let command = emulated(Path::new("/t/foveate"), &["demo".into()], Path::new("/t/emulator")).unwrap();
+        let set = |name: &str| command.get_envs().find(|(key, _)| *key == name).and_then(|(_, value)| value);
+        assert_eq!(set(EMULATED), Some(OsStr::new("1")));
+        let path = set("LD_LIBRARY_PATH").unwrap().to_str().unwrap();
+        assert!(path.starts_with("/t/emulator"), "{path}");
+        assert_eq!(command.get_args().collect::<Vec<_>>(), ["demo"]);
     }
 
     #[test]

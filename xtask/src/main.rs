@@ -126,20 +126,24 @@ const TEST_KERNELS: &[Step] = &[
         args: &["test", "--package", "foveate-device-tests", "--features", "emulated", "--no-fail-fast"],
         env: &[("FOVEATE_CUDA_ARCHS", "80")],
     },
+    // After the step above, which has built the emulated driver for the command.
     Step {
-        what: "unit tests of the CUDA launchers, and launch_one without a driver",
+        what: "unit tests of the CUDA launchers, launch_one without a driver, and the command on the emulated device",
         args: &[
             "test",
             "--package",
             "foveate",
             "--lib",
+            "--bin",
+            "foveate",
             "--example",
             "launch_one",
-            "--no-default-features",
+            "--test",
+            "cli_cuda",
             "--features",
             "nvtx",
         ],
-        env: &[("FOVEATE_CUDA_ARCHS", "80")],
+        env: &[("FOVEATE_CUDA_ARCHS", "80"), ("FOVEATE_REQUIRE_EMULATOR", "1")],
     },
 ];
 

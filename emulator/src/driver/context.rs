@@ -11,8 +11,6 @@ use std::ffi::{c_char, c_int, c_uint, c_void};
 
 /// Handle of the primary context.
 const PRIMARY: usize = 0x100;
-/// The driver version that is reported.
-const VERSION: c_int = 13050;
 
 thread_local! {
     /// The current context of the thread, 0 = none.
@@ -177,7 +175,8 @@ exports! {
 
     /// The version of the API that is emulated.
     free fn cuDriverGetVersion(version: Out<c_int>) |()| {
-        version.set(VERSION)
+        let (major, minor) = with(|s| s.device.config.driver);
+        version.set((1000 * major + 10 * minor) as c_int)
     }
 
     /// One device.

@@ -18,6 +18,7 @@ pub(crate) enum Code {
     NoBinaryForGpu = 209,
     UnsupportedLimit = 215,
     InvalidPtx = 218,
+    UnsupportedPtxVersion = 222,
     FileNotFound = 301,
     InvalidHandle = 400,
     IllegalState = 401,

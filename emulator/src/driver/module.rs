@@ -48,6 +48,16 @@ impl From<LoadError> for Refused {
     }
 }
 
+/// The first CUDA version, from 12.0 on, whose driver knows a version of PTX.
+fn driver_of(ptx: (u32, u32)) -> (u32, u32) {
+    match ptx {
+        (0..=7, _) | (8, 0) => (12, 0),
+        (8, minor @ 1..=5) => (12, minor),
+        (8, minor) => (12, minor + 1),
+        (major, minor) => (major + 4, minor),
+    }
+}
+
 /// The number in `sm_80` and `sm_90a`.
 fn architecture(target: &str) -> u32 {
     let digits: String = target.chars().filter(char::is_ascii_digit).collect();
@@ -70,7 +80,15 @@ impl State {
 
     fn load_text(&mut self, text: String) -> Result<usize, Refused> {
         let parsed = self.parse(text)?;
-        let sm = self.device.config.model.sm;
+        let (sm, driver) = (self.device.config.model.sm, self.device.config.driver);
+        if driver_of(parsed.version) > driver {
+            let (major, minor) = parsed.version;
+            let text = format!(
+                "PTX {major}.{minor} is newer than the driver of CUDA {}.{} (EMU_DRIVER)",
+                driver.0, driver.1
+            );
+            return Err(Refused { code: Code::UnsupportedPtxVersion, text });
+        }
         if architecture(&parsed.target) > sm {
             let text =
                 format!("PTX for {} cannot run on the sm_{sm} that is emulated (EMU_DEVICE)", parsed.target);

@@ -283,7 +283,8 @@ impl Session {
         let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: every pointer is to a live local or a string with its final zero.
         unsafe {
-            for key in ["EMU_CHECKS", "EMU_POOLS", "EMU_DEVICE", "EMU_MEM_LIMIT", "EMU_BUDGET"] {
+            for key in ["EMU_CHECKS", "EMU_POOLS", "EMU_DEVICE", "EMU_DRIVER", "EMU_MEM_LIMIT", "EMU_BUDGET"]
+            {
                 assert_eq!(emu_set(text(key).as_ptr(), text("").as_ptr()), OK);
             }
             for (key, value) in settings {

@@ -25,7 +25,7 @@ use super::{
     failure::Failure,
     info::model_json,
     measure::{Patience, in_turn, median, speedup},
-    options::reductions,
+    options::{reductions, vit},
     predict::{Guess, guesses},
     progress::Progress,
     report::{Align, Table, percent, quantity, thousands, three_digits, token_path, write_json},
@@ -40,7 +40,7 @@ Examples:
 
 Speeds are measured in turn: in each round the dense model and every method run once over all images; images/s is the \
 median over the rounds, the speed-up the median of the rounds' ratios. Agreement counts the images for which a method \
-says the same as the dense model.
+says the same as the dense model. The emulated driver is not timed.
 
 JSON: command, version, model, parameters, test_top1, backend, dtype, threads, rounds, methods: [{reduction, tokens, macs, macs_share, \
 images_per_second, speedup, correct, agreement}], images: [{image, truth, predictions: [{class, label, probability, \
@@ -100,7 +100,14 @@ struct Outcome {
     map: SourceMap,
     token_counts: Vec<usize>,
     macs: u64,
+    /// Absent on a device whose time says nothing.
+    speed: Option<Speed>,
+}
+
+/// How fast a method was.
+struct Speed {
     images_per_second: f64,
+    /// Against the dense model.
     speedup: f64,
 }
 
@@ -115,11 +122,22 @@ struct Demo<B: Runner> {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    on_device!(arguments.device, |backend| run_on(arguments, backend))
+    arguments.device.prepare()?;
+    let asked = reductions(&arguments.reduce)?;
+    let checkpoint = Checkpoint::from_static("the demo's model", assets::MODEL)?;
+    let loaded = load_vit(&checkpoint, None, &Overrides::default())?;
+    on_device!(arguments.device, &loaded.config, |backend| {
+        run_on(arguments, asked, &checkpoint, loaded, backend)
+    })
 }
 
-fn run_on<B: Runner>(arguments: &Arguments, backend: B) -> Result<(), Failure> {
-    let asked = reductions(&arguments.reduce)?;
+fn run_on<B: Runner>(
+    arguments: &Arguments,
+    asked: Vec<Reduction>,
+    checkpoint: &Checkpoint,
+    loaded: LoadedVit,
+    backend: B,
+) -> Result<(), Failure> {
     if !arguments.json {
         let mut out = io::stdout().lock();
         writeln!(
@@ -131,7 +149,7 @@ fn run_on<B: Runner>(arguments: &Arguments, backend: B) -> Result<(), Failure> {
         )?;
         out.flush()?;
     }
-    let demo = Demo::new(backend)?;
+    let demo = Demo::new(checkpoint, loaded, backend)?;
     let methods = demo.methods(asked)?;
     if !arguments.json {
         demo.introduce(&mut io::stdout().lock())?;
@@ -169,9 +187,8 @@ fn usual(tokens: usize) -> Vec<String> {
 }
 
 impl<B: Runner> Demo<B> {
-    fn new(backend: B) -> Result<Self, Failure> {
-        let checkpoint = Checkpoint::from_static("the demo's model", assets::MODEL)?;
-        let LoadedVit { config, params, .. } = load_vit(&checkpoint, None, &Overrides::default())?;
+    fn new(checkpoint: &Checkpoint, loaded: LoadedVit, backend: B) -> Result<Self, Failure> {
+        let LoadedVit { config, params, .. } = loaded;
         let labels = config.labels.clone().ok_or_else(|| broken("its model has no labels"))?;
         let mut items = Vec::new();
         for &(name, bytes) in assets::IMAGES {
@@ -189,7 +206,7 @@ impl<B: Runner> Demo<B> {
         Ok(Self {
             parameters: Parameters::of(&params).total(),
             test_top1: checkpoint.metadata().get("test_top1").and_then(|text| text.parse().ok()),
-            model: Vit::new(backend, config, params)?,
+            model: vit(backend, config, params)?,
             labels,
             items,
             images: batch(&pictures)?,
@@ -227,17 +244,22 @@ impl<B: Runner> Demo<B> {
                 map: output.source_map(self.model.backend())?,
                 token_counts: token_counts(method, self.config().tokens(), &self.model.host()),
                 macs: ModelMacs::of(self.config(), method).sum().total(Convention::Fvcore),
-                images_per_second: 0.0,
-                speedup: 1.0,
+                speed: None,
             });
+        }
+        if !self.model.backend().keeps_time() {
+            progress.finish();
+            return Ok((outcomes, 0));
         }
         let seconds = in_turn(methods.len(), &PATIENCE, |which| {
             self.model.forward(&self.images, &methods[which])?;
             Ok(self.model.backend().wait()?)
         })?;
         for (outcome, times) in outcomes.iter_mut().zip(&seconds) {
-            outcome.images_per_second = self.items.len() as f64 / median(times).max(1e-9);
-            outcome.speedup = speedup(&seconds[0], times);
+            outcome.speed = Some(Speed {
+                images_per_second: self.items.len() as f64 / median(times).max(1e-9),
+                speedup: speedup(&seconds[0], times),
+            });
         }
         progress.finish();
         Ok((outcomes, seconds[0].len()))
@@ -288,17 +310,22 @@ impl<B: Runner> Demo<B> {
                 token_path(&outcome.token_counts),
                 quantity(outcome.macs),
                 format!("{:.0} %", 100.0 * outcome.macs as f64 / dense.macs as f64),
-                three_digits(outcome.images_per_second),
-                format!("{:.2}x", outcome.speedup),
+                outcome.speed.as_ref().map_or_else(|| "-".to_owned(), |s| three_digits(s.images_per_second)),
+                outcome.speed.as_ref().map_or_else(|| "-".to_owned(), |s| format!("{:.2}x", s.speedup)),
                 format!("{}{of}", self.correct(outcome)),
                 format!("{}{of}", Self::agreement(dense, outcome)),
             ]);
         }
         table.write(out)?;
+        let device = self.model.backend().describe();
+        let speed = if rounds == 0 {
+            format!("not measured: what {device} takes says nothing about a card")
+        } else {
+            format!("against method 0, measured in turn; median of {rounds} rounds on {device}")
+        };
         writeln!(
             out,
-            "\nMACs: multiply-adds per image. Agree: answers as method 0 does.\nSpeed: against method 0, measured in turn; median of {rounds} rounds on {}.\n",
-            self.model.backend().describe()
+            "\nMACs: multiply-adds per image. Agree: answers as method 0 does.\nSpeed: {speed}.\n"
         )?;
         self.predictions(outcomes).write(out)?;
         writeln!(
@@ -357,8 +384,8 @@ impl<B: Runner> Demo<B> {
                     "tokens": outcome.token_counts,
                     "macs": outcome.macs,
                     "macs_share": outcome.macs as f64 / dense.macs as f64,
-                    "images_per_second": outcome.images_per_second,
-                    "speedup": outcome.speedup,
+                    "images_per_second": outcome.speed.as_ref().map(|speed| speed.images_per_second),
+                    "speedup": outcome.speed.as_ref().map(|speed| speed.speedup),
                     "correct": self.correct(outcome),
                     "agreement": Self::agreement(dense, outcome),
                 })

@@ -12,10 +12,11 @@ use foveate::{Reduction, SourceMap, Tensor, backend::Backend, model::Output, red
 use serde_json::json;
 
 use super::{
-    device::{Device, on_device},
+    device::{Device, Runner, on_device},
     failure::Failure,
     inputs::{expand, for_each_batch, verdict},
-    options::{BatchSize, Model, ModelSettings, Sources, refuse_overwriting},
+    memory::forward,
+    options::{BatchSize, Loaded, Model, ModelSettings, Sources, refuse_overwriting},
     report::{counted, errors_json, write_json},
 };
 use file::{EmbeddingFile, Part, Values};
@@ -62,24 +63,32 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    on_device!(arguments.device, |backend| run_on(arguments, backend))
-}
-
-fn run_on<B: Backend>(arguments: &Arguments, backend: B) -> Result<(), Failure> {
+    arguments.device.prepare()?;
     let reduction: Reduction = arguments.reduce.parse()?;
     let overrides = arguments.settings.overrides()?;
     let paths = expand(&arguments.sources.images)?;
     refuse_overwriting(&arguments.output, paths.iter().chain([&arguments.sources.weights]))?;
-    let model = Model::open(&arguments.sources.weights, &overrides, backend)?;
-    model.check(&reduction)?;
+    let loaded = Loaded::open(&arguments.sources.weights, &overrides)?;
+    on_device!(arguments.device, &loaded.config, |backend| {
+        run_on(arguments, &reduction, &paths, &loaded.on(backend)?)
+    })
+}
+
+fn run_on<B: Runner>(
+    arguments: &Arguments,
+    reduction: &Reduction,
+    paths: &[PathBuf],
+    model: &Model<B>,
+) -> Result<(), Failure> {
+    model.check(reduction)?;
     let all_names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
-    let parts = parts(&model, &reduction, arguments.unmerge);
-    let notes = |images: &[String]| notes(arguments, &model, &reduction, images);
+    let parts = parts(model, reduction, arguments.unmerge);
+    let notes = |images: &[String]| notes(arguments, model, reduction, images);
     let mut file = EmbeddingFile::create(&arguments.output, parts.clone(), paths.len(), &notes(&all_names))?;
     let mut names = Vec::new();
-    let rejected = for_each_batch(&paths, model.config(), arguments.batch.get(), |batch, _| {
-        let output = model.vit.forward(&batch.images, &reduction)?;
-        let extract = Extract::new(&model, &output)?;
+    let rejected = for_each_batch(paths, model.config(), arguments.batch.get(), |batch, _| {
+        let output = forward(&model.vit, &batch.images, reduction)?;
+        let extract = Extract::new(model, &output)?;
         for part in &parts {
             file.write(part.name, &extract.values(part)?)?;
         }
@@ -101,7 +110,7 @@ fn run_on<B: Backend>(arguments: &Arguments, backend: B) -> Result<(), Failure> 
             "version": env!("CARGO_PKG_VERSION"),
             "weights": arguments.sources.weights.display().to_string(),
             "reduction": reduction.to_string(),
-            "tokens": token_counts(&reduction, model.config().tokens(), &model.vit.host()),
+            "tokens": token_counts(reduction, model.config().tokens(), &model.vit.host()),
             "output": arguments.output.display().to_string(),
             "tensors": tensors,
             "images": names,

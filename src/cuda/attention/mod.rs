@@ -110,6 +110,14 @@ pub struct ScorePointers {
     pub log_sum_exp: Option<DevicePointer>,
 }
 
+/// Whether there are kernels for heads of this many values.
+///
+/// # Errors
+/// [`Error::Argument`], which names those that there are kernels for.
+pub fn check_head_dim(dtype: DType, head_dim: usize) -> Result<()> {
+    Pass::of(dtype, 1, head_dim).map(|_| ())
+}
+
 /// Whether an attention with these scores needs [`Scores::log_sum_exp`] as scratch: where a second pass computes them.
 pub fn needs_log_sum_exp(
     dtype: DType,

@@ -4,6 +4,7 @@
 //! driver's stream-ordered allocator and goes back when the last clone of a tensor is dropped.
 
 mod attention;
+mod limits;
 mod matching;
 mod memory;
 mod predictor;

@@ -1,0 +1,99 @@
+//! What a batch costs: counted by block, and timed where time says something.
+
+use foveate::{
+    Reduction,
+    macs::{Convention, Macs, ModelMacs},
+    model::VitConfig,
+    reduction::Method,
+};
+
+use crate::cli::{
+    measure::median,
+    traffic::{Parameters, block_bytes, embed_bytes, head_bytes},
+};
+
+/// One stretch of the forward pass: the embedding, a block, or the head.
+pub(super) struct Segment {
+    pub(super) name: String,
+    /// Entering and leaving it.
+    pub(super) tokens: [usize; 2],
+    pub(super) macs: u64,
+    pub(super) bytes: u64,
+    pub(super) milliseconds: Option<f64>,
+}
+
+/// What a batch costs under one method.
+pub(super) struct Profile {
+    pub(super) segments: Vec<Segment>,
+    /// Median over the runs of their whole time.
+    pub(super) milliseconds: Option<f64>,
+    pub(super) token_counts: Vec<usize>,
+    pub(super) batch: usize,
+}
+
+impl Profile {
+    /// For values of `value` bytes. `times` are the milliseconds of each segment, per run; none where nothing was timed.
+    pub(super) fn new(
+        config: &VitConfig,
+        parameters: &Parameters,
+        method: &Reduction,
+        batch: usize,
+        value: u64,
+        times: &[Vec<f64>],
+    ) -> Self {
+        let macs = ModelMacs::of(config, method);
+        let host = config.host();
+        let images = batch as u64;
+        let of_runs = |of: &dyn Fn(&Vec<f64>) -> f64| {
+            let values: Vec<f64> = times.iter().map(of).collect();
+            (!values.is_empty()).then(|| median(&values))
+        };
+        let total = |macs: &Macs| images * macs.total(Convention::Fvcore);
+        let counts = macs.token_counts.clone();
+        let (first, last) = (counts[0], counts[config.depth]);
+        let mut segments = Vec::new();
+        let mut add = |name: String, tokens: [usize; 2], macs: &Macs, bytes: u64| {
+            let at = segments.len();
+            let milliseconds = of_runs(&|run| run[at]);
+            segments.push(Segment { name, tokens, macs: total(macs), bytes, milliseconds });
+        };
+        let bytes = embed_bytes(config, parameters, images, value);
+        add("embed".to_owned(), [first, first], &macs.embed, bytes);
+        for layer in 0..config.depth {
+            let step = method.step(layer, counts[layer], &host);
+            let (tokens, of_block) = (counts[layer] as u64, parameters.blocks[layer]);
+            let bytes = block_bytes(config, of_block, tokens, step.as_ref(), images, value);
+            let name = format!("block {layer}");
+            add(name, [counts[layer], counts[layer + 1]], &macs.blocks[layer], bytes);
+        }
+        let bytes = head_bytes(config, parameters, last as u64, images, value);
+        add("head".to_owned(), [last, last], &macs.head, bytes);
+        let milliseconds = of_runs(&|run| run.iter().sum());
+        Self { segments, milliseconds, token_counts: counts, batch }
+    }
+
+    /// All segments as one, with the median of the runs' whole times.
+    pub(super) fn total(&self) -> Segment {
+        let ends = [self.token_counts[0], self.token_counts[self.token_counts.len() - 1]];
+        let (macs, bytes) = (self.macs(), self.bytes());
+        Segment { name: "total".to_owned(), tokens: ends, macs, bytes, milliseconds: self.milliseconds }
+    }
+
+    pub(super) fn macs(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.macs).sum()
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.bytes).sum()
+    }
+
+    pub(super) fn images_per_second(&self) -> Option<f64> {
+        self.milliseconds.map(|milliseconds| self.batch as f64 / (milliseconds / 1e3).max(1e-9))
+    }
+
+    /// The segment's share of the segments' time.
+    pub(super) fn share(&self, segment: &Segment) -> Option<f64> {
+        let all: f64 = self.segments.iter().filter_map(|segment| segment.milliseconds).sum();
+        segment.milliseconds.map(|milliseconds| milliseconds / all.max(1e-9))
+    }
+}
