@@ -1,6 +1,7 @@
 //! Chores of the workspace: `cargo xtask <task>`.
 
 mod emulate;
+mod gpu_report;
 mod resources;
 mod stand_in;
 mod toolchain;
@@ -27,6 +28,8 @@ cargo xtask <task>
              the commit message then says why
   emulate    `cargo xtask emulate -- COMMAND`: runs a command on the emulated CUDA driver, slowly; `foveate` is built with
              its kernels first: cargo xtask emulate -- foveate demo --device cuda
+  gpu-report on a machine with an NVIDIA card: device tests, benches, Nsight Compute's counters, PyTorch beside them, written
+             to benches/results/<card>.md; --help tells more
   toolchain  an nvcc: NVCC, CUDA_HOME or CUDA_PATH, PATH, else fetched into the target folder; prints NVCC=... and
              CUDA_HOME=... for scripts: export $(cargo xtask toolchain)
 ";
@@ -267,6 +270,10 @@ fn main() -> ExitCode {
                 false
             })
         }
+        "gpu-report" => gpu_report::run(env::args_os().skip(2)).unwrap_or_else(|error| {
+            eprintln!("xtask: {error}");
+            false
+        }),
         "toolchain" => print_toolchain(),
         "" | "help" | "--help" | "-h" => {
             print!("{HELP}");
