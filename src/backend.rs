@@ -315,4 +315,17 @@ pub trait Backend: Send + Sync {
         sizes: Option<&Self::Tensor>,
         first: usize,
     ) -> Result<Self::Tensor>;
+
+    /// Rows side by side, (B, C) and (B, K) → (B, C + K).
+    fn concat(&self, left: &Self::Tensor, right: &Self::Tensor) -> Result<Self::Tensor>;
+    /// The mean of two tensors (B, C).
+    fn average(&self, a: &Self::Tensor, b: &Self::Tensor) -> Result<Self::Tensor>;
+    /// Token sizes (B, N; 1 when absent) of `shape` behind `hidden` sizes of 0, (B, hidden + N): proportional attention passes
+    /// over tokens of size 0.
+    fn hidden_sizes(
+        &self,
+        sizes: Option<&Self::Tensor>,
+        shape: [usize; 2],
+        hidden: usize,
+    ) -> Result<Self::Tensor>;
 }

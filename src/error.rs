@@ -82,7 +82,7 @@ pub enum Error {
     #[cfg(feature = "cuda")]
     #[error("the device's memory is used up: {what}")]
     OutOfMemory {
-        /// How much was asked for.
+        /// How much was asked for; 0 where the driver took it for itself and does not say.
         bytes: usize,
         /// How much there is, and what to do.
         what: String,

@@ -344,3 +344,30 @@ fn the_host_gets_no_memory_at_device_addresses() {
     });
     assert!(kept, "{p:#x} in\n{maps}");
 }
+
+#[test]
+fn calls_are_logged_and_fail_on_purpose() {
+    let _session = Session::new(&[]);
+    let log = || unsafe {
+        let mut buffer = vec![0_u8; emu_calls(null_mut(), 0) + 1];
+        emu_calls(buffer.as_mut_ptr().cast(), buffer.len());
+        buffer.pop();
+        String::from_utf8(buffer).unwrap()
+    };
+    let (any, mut locked) = (text("*"), null_mut());
+    unsafe {
+        emu_call_log(1);
+        assert_eq!(emu_fail(any.as_ptr(), 1), 0);
+        let p = alloc(16);
+        assert_eq!(cuMemHostAlloc(&raw mut locked, 64, 0), OUT_OF_MEMORY);
+        assert!(locked.is_null());
+        assert_eq!(cuMemHostAlloc(&raw mut locked, 64, 0), OK, "once");
+        assert_eq!((cuMemFreeHost(locked), cuMemFree_v2(p)), (OK, OK));
+        assert_eq!(log(), "cuMemAlloc_v2\ncuMemHostAlloc\ncuMemHostAlloc\ncuMemFreeHost\ncuMemFree_v2");
+        emu_call_log(0);
+        assert_eq!(log(), "");
+        assert_eq!(emu_fail(text("cuMemAlloc_v2").as_ptr(), 0), 0);
+        assert_eq!(emu_fail(std::ptr::null(), 0), 1, "taken back");
+        assert_eq!(cuMemFree_v2(alloc(16)), OK);
+    }
+}

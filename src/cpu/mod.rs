@@ -20,6 +20,7 @@ pub mod merge;
 pub mod norm;
 mod patch;
 pub mod predictor;
+mod readout;
 pub mod select;
 
 use std::{ops::Range, sync::Arc};
@@ -177,6 +178,18 @@ impl Backend for Cpu {
 
     fn mean_tokens(&self, x: &Tensor, sizes: Option<&Tensor>, first: usize) -> Result<Tensor> {
         patch::mean_tokens(x, sizes, first)
+    }
+
+    fn concat(&self, left: &Tensor, right: &Tensor) -> Result<Tensor> {
+        readout::concat(left, right)
+    }
+
+    fn average(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        readout::average(a, b)
+    }
+
+    fn hidden_sizes(&self, sizes: Option<&Tensor>, shape: [usize; 2], hidden: usize) -> Result<Tensor> {
+        readout::hidden_sizes(sizes, shape, hidden)
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
 use cudarc::driver::{CudaStream, sys};
 use libloading::Library;
 
-use super::{DType, Device, DevicePointer, device::driver};
+use super::{DType, Device, DevicePointer, device::driver, record};
 use crate::{Error, Result};
 
 /// The library, as a toolkit, a distribution or a Python wheel names it. The plain name comes first, so that a library put
@@ -367,6 +367,14 @@ impl Blas {
         operands: &Operands,
     ) -> Result<()> {
         let Inner { functions, products, handle, device, .. } = &*self.inner;
+        let go_on = record::launch(stream, |record| {
+            "cublasLtMatmul".clone_into(&mut record.kernel);
+            let Problem { batch, rows, inputs, outputs, .. } = *problem;
+            record.macs = [rows, inputs, outputs].iter().fold(batch as u64, |macs, &n| macs * n as u64);
+        });
+        if !go_on {
+            return Ok(());
+        }
         device
             .context()
             .bind_to_thread()

@@ -125,7 +125,11 @@ fn probe() -> Result<()> {
     })
 }
 
-/// An [`Error::Driver`].
+/// An [`Error::Driver`]; [`Error::OutOfMemory`] where the driver itself had no memory left.
 pub(super) fn driver(action: &'static str, error: DriverError) -> Error {
+    if error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+        let what = format!("{action} failed; use a smaller batch, or free memory");
+        return Error::OutOfMemory { bytes: 0, what };
+    }
     Error::Driver { action, what: format!("{error:?}") }
 }

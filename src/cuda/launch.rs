@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 use cudarc::driver::{CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
 
-use super::image::Kernel;
+use super::{image::Kernel, record};
 use crate::{Error, Result};
 
 /// Blocks, threads of a block, and bytes of dynamic shared memory.
@@ -49,6 +49,13 @@ pub(super) unsafe fn launch_grid<P: Pod + DeviceRepr>(
     params: &P,
 ) -> Result<()> {
     let [x, y, z] = shape.blocks;
+    let go_on = record::launch(stream, |record| {
+        record.kernel.clone_from(&kernel.name);
+        (record.grid, record.block, record.shared_bytes) = (shape.blocks, shape.block, shape.shared_bytes);
+    });
+    if !go_on {
+        return Ok(());
+    }
     let config = LaunchConfig {
         grid_dim: (x, y, z),
         block_dim: (shape.block, 1, 1),

@@ -22,6 +22,9 @@
 //! | [`softmax`] | kernels/softmax.cu | the softmax of attention scores, as rows in memory |
 //! | [`tokens`] | kernels/tokens.cu | [`Backend::tokens`], [`Backend::mean_tokens`] |
 //!
+//! Whole models run on [`Cuda`], which implements [`Backend`](crate::backend::Backend); with one batch size, faster, in an
+//! [`Engine`], a CUDA graph over one allocation. [`Forecast`] tells what either takes.
+//!
 //! Storage is `f32`, `f16` or `bf16` ([`Element`]); sums are `f32`.
 //!
 //! ```no_run
@@ -64,6 +67,7 @@ mod blas;
 mod borrow;
 mod device;
 mod element;
+mod engine;
 pub mod head_norm;
 mod image;
 mod launch;
@@ -76,6 +80,7 @@ pub mod patch;
 mod pixels;
 pub mod plan;
 pub mod predictor;
+mod record;
 pub mod reduce;
 pub mod select;
 pub mod softmax;
@@ -86,7 +91,9 @@ pub use backend::{Cuda, CudaPlan, CudaTensor};
 pub use blas::Blas;
 pub use device::Device;
 pub use element::{DType, Element};
+pub use engine::{Engine, Forecast, Run};
 pub use plan::{DevicePlan, PlanPointers};
+pub use record::LaunchRecord;
 pub use strided::Strided;
 
 /// An address in device memory.

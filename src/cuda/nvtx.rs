@@ -2,9 +2,17 @@
 //!
 //! NVTX is looked for when the first range opens. Where it is not, and without the feature, a range does nothing.
 
-/// Opens the range `foveate.<operation>`; it ends when the result is dropped.
+use super::record;
+
+/// Opens the range `foveate.<operation>`; it ends when the result is dropped. Launches from here on are recorded under the
+/// operation's name.
+pub(super) fn range(operation: &'static str) -> Range {
+    record::operation(operation);
+    open(operation)
+}
+
 #[cfg(not(feature = "nvtx"))]
-pub(super) const fn range(_operation: &str) -> Range {
+const fn open(_operation: &str) -> Range {
     Range
 }
 
@@ -14,7 +22,10 @@ pub(super) const fn range(_operation: &str) -> Range {
 pub(super) struct Range;
 
 #[cfg(feature = "nvtx")]
-pub(super) use library::range;
+use library::range as open;
+/// An open range.
+#[cfg(feature = "nvtx")]
+pub(super) type Range = library::Range<'static>;
 
 #[cfg(feature = "nvtx")]
 mod library {

@@ -66,6 +66,12 @@ impl<B: Backend> Vit<B> {
         Ok(Self { backend, config, params })
     }
 
+    /// The same parameters on another backend that can use them.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on(&self, backend: B) -> Self {
+        Self { backend, config: self.config.clone(), params: self.params.clone() }
+    }
+
     /// The model's numbers.
     pub fn config(&self) -> &VitConfig {
         &self.config
@@ -99,9 +105,29 @@ impl<B: Backend> Vit<B> {
         method: &impl Method,
         observer: &mut impl Observer<B>,
     ) -> Result<Output<B>> {
+        method.check(&self.host())?;
+        let [_, channels, height, width] = images.shape();
+        let c = &self.config;
+        if channels != c.channels || [height, width] != c.image {
+            return Err(Error::model(format!(
+                "the images are {height}x{width} with {channels} channels, the model takes {}x{} with {}",
+                c.image[0], c.image[1], c.channels
+            )));
+        }
+        let rows = self.backend.patches(images, c.patch, &c.transform.mean, &c.transform.std)?;
+        self.forward_patches(rows, method, observer)
+    }
+
+    /// Runs from rows of normalised pixels on, (B, patches, channels · patch height · patch width).
+    pub(crate) fn forward_patches(
+        &self,
+        rows: B::Tensor,
+        method: &impl Method,
+        observer: &mut impl Observer<B>,
+    ) -> Result<Output<B>> {
         let host = self.host();
         method.check(&host)?;
-        let mut stream = self.embed(images)?;
+        let mut stream = self.embed(rows)?;
         observer.embedded(&stream.tokens);
         let mut token_counts = vec![stream.count];
         let mut plans = Vec::new();
@@ -117,23 +143,16 @@ impl<B: Backend> Vit<B> {
         self.read_out(stream, method.proportional_attention(), token_counts, plans)
     }
 
-    fn embed(&self, images: &Images) -> Result<Stream<B::Tensor>> {
-        let [_, channels, height, width] = images.shape();
-        let c = &self.config;
-        if channels != c.channels || [height, width] != c.image {
-            return Err(Error::model(format!(
-                "the images are {height}x{width} with {channels} channels, the model takes {}x{} with {}",
-                c.image[0], c.image[1], c.channels
-            )));
-        }
-        let rows = self.backend.patches(images, c.patch, &c.transform.mean, &c.transform.std)?;
+    fn embed(&self, rows: B::Tensor) -> Result<Stream<B::Tensor>> {
         let patches = self.backend.linear(&rows, self.params.patch.all(), Epilogue::None)?;
+        drop(rows);
         let mut tokens =
             self.backend.embed(&patches, self.params.prefix.as_ref(), self.params.position.as_ref())?;
+        drop(patches);
         if let Some(norm) = &self.params.norm_pre {
             tokens = self.backend.layer_norm(&tokens, norm)?;
         }
-        Ok(Stream { tokens, sizes: None, count: c.tokens() })
+        Ok(Stream { tokens, sizes: None, count: self.config.tokens() })
     }
 
     fn read_out(
@@ -157,12 +176,7 @@ impl<B: Backend> Vit<B> {
             Readout::Class => token(0)?,
             Readout::Mean => mean()?,
             Readout::Attention => self.attention_pool(&tokens, sizes.as_ref(), proportional)?,
-            Readout::ClassAndMean => {
-                let (class, mean) = (backend.download(&token(0)?)?, backend.download(&mean()?)?);
-                let rows = (0..class.dim(0)).flat_map(|image| [class.item(image), mean.item(image)].concat());
-                let width = 2 * self.config.width;
-                backend.upload(Tensor::new(&[class.dim(0), width], rows.collect())?)?
-            }
+            Readout::ClassAndMean => backend.concat(&token(0)?, &mean()?)?,
         };
         if let Some(norm) = &params.fc_norm {
             features = backend.layer_norm(&features, norm)?;
@@ -172,11 +186,9 @@ impl<B: Backend> Vit<B> {
         let mut head_logits = None;
         if let (Some(class), Some(layer)) = (&logits, &params.head_dist) {
             let distilled = head(layer, &token(1)?)?;
-            let (a, b) = (backend.download(class)?, backend.download(&distilled)?);
-            let mean = a.data().iter().zip(b.data()).map(|(a, b)| f32::midpoint(*a, *b)).collect();
-            let both = [class.clone(), distilled];
-            logits = Some(backend.upload(Tensor::new(a.shape(), mean)?)?);
-            head_logits = Some(both);
+            let mean = backend.average(class, &distilled)?;
+            head_logits = Some([class.clone(), distilled]);
+            logits = Some(mean);
         }
         Ok(Output { tokens, sizes, features, logits, head_logits, token_counts, plans })
     }
@@ -196,12 +208,7 @@ impl<B: Backend> Vit<B> {
             return Err(Error::model("the readout is attention, but the model has no parameters for it"));
         };
         let (batch, n) = (backend.shape(tokens)[0], backend.shape(tokens)[1]);
-        let known = sizes.filter(|_| proportional).map(|sizes| backend.download(sizes)).transpose()?;
-        let with_query = (0..batch).flat_map(|image| {
-            let sizes = known.as_ref().map_or_else(|| vec![1.0; n], |sizes| sizes.item(image).to_vec());
-            std::iter::once(0.0).chain(sizes)
-        });
-        let sizes = backend.upload_f32(Tensor::new(&[batch, n + 1], with_query.collect())?)?;
+        let sizes = backend.hidden_sizes(sizes.filter(|_| proportional), [batch, n], 1)?;
         let tokens = backend.embed(tokens, Some(&pool.latent), None)?;
         let mut packed = backend.linear(&tokens, pool.qkv.all(), Epilogue::None)?;
         for (part, norm) in [&pool.q_norm, &pool.k_norm].into_iter().enumerate() {
@@ -260,24 +267,29 @@ impl<B: Backend, M: Method> BlockPass<'_, B, M> {
                 let none = Scores { class: None, received: None };
                 let norm = Some(&self.block.norm1);
                 let (merged, plan) = self.reduce(&stream, &step, None, &none, norm, observer)?;
+                drop(stream);
                 let stream = Stream { tokens: merged.tokens, sizes: Some(merged.sizes), count: step.tokens };
                 let normed = match merged.normed {
                     Some(normed) => normed,
                     None => backend.layer_norm(&stream.tokens, &self.block.norm1)?,
                 };
-                Ok((self.plain(stream, &normed)?, Some(plan)))
+                Ok((self.plain(stream, normed)?, Some(plan)))
             }
             Some(step @ Step { site: Site::BeforeAttention { reuse }, .. }) => {
-                self.reduce_before(&stream, &step, reuse, observer)
+                self.reduce_before(stream, &step, reuse, observer)
             }
             Some(step @ Step { site: Site::AfterAttention, .. }) => {
                 let normed = backend.layer_norm(&stream.tokens, &self.block.norm1)?;
                 let qkv = self.heads(&normed, 0..3)?;
-                let (context, scores) = backend.attention(&self.view(&qkv, &stream), step.scores)?;
+                drop(normed);
+                let (context, scores) =
+                    backend.attention(&self.view(&qkv, stream.sizes.as_ref()), step.scores)?;
                 let Stream { tokens, sizes, count } = stream;
                 let stream = Stream { tokens: self.project(&context, tokens)?, sizes, count };
+                drop(context);
                 let (merged, plan) =
                     self.reduce(&stream, &step, Some(&qkv), &scores, Some(&self.block.norm2), observer)?;
+                drop((stream, qkv, scores));
                 let normed = merged.normed;
                 let tokens = self.mlp(merged.tokens, normed)?;
                 Ok((Stream { tokens, sizes: Some(merged.sizes), count: step.tokens }, Some(plan)))
@@ -285,9 +297,13 @@ impl<B: Backend, M: Method> BlockPass<'_, B, M> {
             Some(step @ Step { site: Site::AfterBlock, .. }) => {
                 let normed = backend.layer_norm(&stream.tokens, &self.block.norm1)?;
                 let qkv = self.heads(&normed, 0..3)?;
-                let (context, scores) = backend.attention(&self.view(&qkv, &stream), step.scores)?;
+                drop(normed);
+                let (context, scores) =
+                    backend.attention(&self.view(&qkv, stream.sizes.as_ref()), step.scores)?;
                 let Stream { tokens, sizes, count } = stream;
-                let tokens = self.mlp(self.project(&context, tokens)?, None)?;
+                let tokens = self.project(&context, tokens)?;
+                drop(context);
+                let tokens = self.mlp(tokens, None)?;
                 let stream = Stream { tokens, sizes, count };
                 let (merged, plan) = self.reduce(&stream, &step, Some(&qkv), &scores, None, observer)?;
                 Ok((
@@ -297,26 +313,29 @@ impl<B: Backend, M: Method> BlockPass<'_, B, M> {
             }
             None => {
                 let normed = backend.layer_norm(&stream.tokens, &self.block.norm1)?;
-                Ok((self.plain(stream, &normed)?, None))
+                Ok((self.plain(stream, normed)?, None))
             }
         }
     }
 
     /// The block without reduction, from its first LayerNorm's result on.
-    fn plain(&self, stream: Stream<B::Tensor>, normed: &B::Tensor) -> Result<Stream<B::Tensor>> {
-        let qkv = self.heads(normed, 0..3)?;
+    fn plain(&self, stream: Stream<B::Tensor>, normed: B::Tensor) -> Result<Stream<B::Tensor>> {
+        let qkv = self.heads(&normed, 0..3)?;
+        // What is not needed any more makes room at once, here and below.
+        drop(normed);
         let (context, _) =
-            self.model.backend.attention(&self.view(&qkv, &stream), ScoreRequest::default())?;
+            self.model.backend.attention(&self.view(&qkv, stream.sizes.as_ref()), ScoreRequest::default())?;
         drop(qkv);
         let Stream { tokens, sizes, count } = stream;
-        let tokens = self.mlp(self.project(&context, tokens)?, None)?;
-        Ok(Stream { tokens, sizes, count })
+        let tokens = self.project(&context, tokens)?;
+        drop(context);
+        Ok(Stream { tokens: self.mlp(tokens, None)?, sizes, count })
     }
 
     /// MCTF's order: look at the attention map, reduce, then attend.
     fn reduce_before(
         &self,
-        stream: &Stream<B::Tensor>,
+        stream: Stream<B::Tensor>,
         step: &Step,
         reuse: bool,
         observer: &mut impl Observer<B>,
@@ -324,22 +343,32 @@ impl<B: Backend, M: Method> BlockPass<'_, B, M> {
         let backend = &self.model.backend;
         let normed = backend.layer_norm(&stream.tokens, &self.block.norm1)?;
         let qk = self.heads(&normed, 0..2)?;
-        let scores = backend.attention_scores(&self.view(&qk, stream), step.scores)?;
+        drop(normed);
+        let scores = backend.attention_scores(&self.view(&qk, stream.sizes.as_ref()), step.scores)?;
         let (merged, plan) =
-            self.reduce(stream, step, Some(&qk), &scores, Some(&self.block.norm1), observer)?;
+            self.reduce(&stream, step, Some(&qk), &scores, Some(&self.block.norm1), observer)?;
+        drop(scores);
+        let Stream { tokens, sizes, .. } = stream;
+        drop(tokens);
         let normed = match merged.normed {
             Some(normed) => normed,
             None => backend.layer_norm(&merged.tokens, &self.block.norm1)?,
         };
         let reduced = Stream { tokens: merged.tokens, sizes: Some(merged.sizes), count: step.tokens };
         if !reuse {
-            return Ok((self.plain(reduced, &normed)?, Some(plan)));
+            drop(qk);
+            return Ok((self.plain(reduced, normed)?, Some(plan)));
         }
         let values = self.heads(&normed, 2..3)?;
+        drop(normed);
         // The map is the one of the tokens before the reduction, their sizes included.
-        let context = backend.attention_reduced(&self.view(&qk, stream), &values, &plan, step.pooling)?;
-        let tokens = self.mlp(self.project(&context, reduced.tokens)?, None)?;
-        Ok((Stream { tokens, ..reduced }, Some(plan)))
+        let view = self.view(&qk, sizes.as_ref());
+        let context = backend.attention_reduced(&view, &values, &plan, step.pooling)?;
+        drop((qk, values, sizes));
+        let Stream { tokens, sizes, count } = reduced;
+        let tokens = self.project(&context, tokens)?;
+        drop(context);
+        Ok((Stream { tokens: self.mlp(tokens, None)?, sizes, count }, Some(plan)))
     }
 
     fn reduce(
@@ -357,7 +386,7 @@ impl<B: Backend, M: Method> BlockPass<'_, B, M> {
             depth: self.model.config.depth,
             step: *step,
             tokens: &stream.tokens,
-            heads: packed.map(|packed| self.view(packed, stream)),
+            heads: packed.map(|packed| self.view(packed, stream.sizes.as_ref())),
             scores,
             sizes: stream.sizes.as_ref(),
             count: stream.count,
@@ -383,14 +412,14 @@ impl<B: Backend, M: Method> BlockPass<'_, B, M> {
         Ok(packed)
     }
 
-    fn view<'t>(&self, packed: &'t B::Tensor, stream: &'t Stream<B::Tensor>) -> Heads<'t, B::Tensor> {
+    fn view<'t>(&self, packed: &'t B::Tensor, sizes: Option<&'t B::Tensor>) -> Heads<'t, B::Tensor> {
         let config = &self.model.config;
         Heads {
             packed,
             heads: config.heads,
             head_dim: config.head_dim(),
             scale: config.attention_scale(),
-            sizes: if self.method.proportional_attention() { stream.sizes.as_ref() } else { None },
+            sizes: sizes.filter(|_| self.method.proportional_attention()),
         }
     }
 

@@ -4,6 +4,7 @@
 //! the vector clocks of `order.rs`. Handles are numbers in tables, so no call dereferences one it did not give out.
 
 mod action;
+pub mod calls;
 pub mod capture;
 pub mod context;
 pub mod copy;

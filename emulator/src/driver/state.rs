@@ -197,7 +197,7 @@ fn guard(name: &'static str, body: impl FnOnce() -> Status) -> c_int {
     if IN_CALLBACK.get() {
         return Code::NotPermitted as c_int;
     }
-    match catch_unwind(AssertUnwindSafe(body)) {
+    match catch_unwind(AssertUnwindSafe(|| super::calls::begin(name).and_then(|()| body()))) {
         Ok(Ok(())) => 0,
         Ok(Err(code)) => code as c_int,
         Err(panic) => {

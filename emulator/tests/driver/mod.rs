@@ -181,6 +181,9 @@ unsafe extern "C" {
     pub(crate) fn emu_reset_counters();
     pub(crate) fn emu_counters_json(kernel: *const c_char, buffer: *mut c_char, len: usize) -> usize;
     pub(crate) fn emu_expect_flops(flops: u64);
+    pub(crate) fn emu_call_log(on: c_int);
+    pub(crate) fn emu_calls(buffer: *mut c_char, len: usize) -> usize;
+    pub(crate) fn emu_fail(name: *const c_char, after: u64) -> c_int;
     pub(crate) fn emu_set(key: *const c_char, value: *const c_char) -> c_int;
     pub(crate) fn emu_name(address: u64, name: *const c_char) -> c_int;
     pub(crate) fn emu_enqueue_host(

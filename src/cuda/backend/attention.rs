@@ -60,7 +60,9 @@ impl Cuda {
             |wanted: bool| wanted.then(|| self.empty(&[batch, heads.heads, tokens], DType::F32)).transpose();
         let ScoreRequest { class, received } = request;
         let needed = needs_log_sum_exp(self.dtype(), tokens, heads.head_dim, class, received);
-        let (class, received, scratch) = (room(class)?, room(received)?, room(needed)?);
+        let scores = [batch, heads.heads, tokens];
+        let (class, received) = (room(class)?, room(received)?);
+        let scratch = needed.then(|| self.scratch(&scores, DType::F32)).transpose()?;
         if values.is_none() && class.is_none() && received.is_none() {
             return Err(Error::argument(op, "no scores are asked for"));
         }
@@ -156,11 +158,11 @@ impl Cuda {
             return Ok(out);
         }
         // Rows are pooled linearly: the product comes first, for all tokens, then the plan's weights.
-        let rows = self.empty(&[batch, tokens, width], self.dtype())?;
+        let rows = self.scratch(&[batch, tokens, width], self.dtype())?;
         let product = rows.tokens(OP, "rows")?;
         let values = Some((source, product));
         self.attend(OP, qk, &packed, values, Some(pointers.groups), ScoreRequest::default())?;
-        let sizes = self.empty(&reduced[..2], DType::F32)?;
+        let sizes = self.scratch(&reduced[..2], DType::F32)?;
         let pooled = MergePointers {
             x: product,
             sizes: None,

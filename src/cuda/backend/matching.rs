@@ -28,7 +28,8 @@ impl Cuda {
     pub(super) fn match_tokens(&self, matching: &Matching<'_, CudaTensor>) -> Result<CudaPlan> {
         let (metric, rows) = match &matching.metric {
             Metric::Keys(heads) => {
-                let packed = self.read(OP, "packed heads", heads.packed)?;
+                let keys = |[b, n, _]: [usize; 3]| b * n * heads.heads * heads.head_dim;
+                let packed = self.read_values(OP, "packed heads", heads.packed, keys)?;
                 (DeviceMetric::Keys { packed, heads: heads.heads, head_dim: heads.head_dim }, packed)
             }
             Metric::Rows(rows) => {
@@ -69,13 +70,13 @@ impl Cuda {
         };
         // More merges than tokens are refused by the launcher, which names both.
         let left = tokens.saturating_sub(matching.merges).max(1);
-        let plan = CudaPlan::new(self.stream(), batch, tokens, left)?;
+        let plan = self.empty_plan(batch, tokens, left)?;
         // Held over the launch: two threads must not share counters between launches of one matching.
         let mut counters = self.inner.counters.0.lock().unwrap_or_else(PoisonError::into_inner);
         let known = counters.take().filter(|memory| memory.bytes() >= 4 * batch);
-        let memory = known.map_or_else(|| Memory::upload(self.stream(), &vec![0_u32; batch]), Ok)?;
+        let memory = known.map_or_else(|| Memory::upload(&self.inner.space, &vec![0_u32; batch]), Ok)?;
         let memory = counters.insert(memory);
-        let stays = Memory::new(self.stream(), 4 * batch.saturating_mul(tokens.div_ceil(2)))?;
+        let stays = Memory::new(&self.inner.space, 4 * batch.saturating_mul(tokens.div_ceil(2)))?;
         let (arrived, room) = (memory.pointer(), stays.pointer());
         let scratch = MatchingScratch { arrived, stays: room, batch: memory.bytes() / 4, tokens };
         // SAFETY: as for `Backend` (see there); the counters are 0 and this stream's alone.

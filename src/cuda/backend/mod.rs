@@ -4,10 +4,13 @@
 //! driver's stream-ordered allocator and goes back when the last clone of a tensor is dropped.
 
 mod attention;
+mod ledger;
 mod limits;
+mod linear;
 mod matching;
 mod memory;
 mod predictor;
+mod readout;
 mod tensor;
 
 use std::{ops::Range, sync::Arc};
@@ -16,18 +19,18 @@ use cudarc::driver::CudaStream;
 
 pub use tensor::{CudaPlan, CudaTensor};
 
+pub(super) use ledger::Layout;
 use matching::Counters;
-use memory::Memory;
+pub(super) use memory::{Memory, Space, megabytes};
 
 use super::{
     Blas, DType, Device, DevicePointer, PlanPointers, Strided,
-    activation::activate_raw,
     device::driver,
     head_norm::{HeadNorm, head_norm_raw},
-    linear::{AffinePointers, Fused, linear_raw},
     merge::{MergePointers, merge_raw, unmerge_raw},
     norm::{LayerNorm, layer_norm_raw},
     patch::{DeviceImages, PixelType, embed_raw, patches_raw},
+    record::{self, LaunchRecord},
     select::{Selection, select_raw},
     tokens::{mean_tokens_raw, tokens_raw},
 };
@@ -37,7 +40,6 @@ use crate::{
         Backend, Epilogue, Heads, LinearRows, Matching, Merged, Norm, Pooling, Predictor, ScoreRequest,
         Scores, Select,
     },
-    model::Activation,
 };
 
 /// The CUDA kernels as a backend, on a stream of its own. Clones share it and may be used from any thread.
@@ -57,7 +59,25 @@ struct Inner {
     blas: Blas,
     device: Device,
     stream: Arc<CudaStream>,
+    /// Where memory comes from.
+    space: Arc<Space>,
+    /// Where a model's weights may lie besides.
+    lender: Option<Arc<Space>>,
     dtype: DType,
+}
+
+impl Inner {
+    fn new(
+        blas: Blas,
+        device: Device,
+        space: Space,
+        lender: Option<Arc<Space>>,
+        dtype: DType,
+    ) -> Result<Self> {
+        let (stream, space) = (space.stream().clone(), Arc::new(space));
+        let workspace = Memory::constant(&space, blas.workspace_bytes())?;
+        Ok(Self { workspace, counters: Counters::default(), blas, device, stream, space, lender, dtype })
+    }
 }
 
 impl Cuda {
@@ -76,10 +96,21 @@ impl Cuda {
     pub fn on(device: &Device, dtype: DType) -> Result<Self> {
         let stream = device.context().new_stream().map_err(|error| driver("making a stream", error))?;
         let blas = Blas::new(device)?;
-        let workspace = Memory::new(&stream, blas.workspace_bytes())?;
-        let inner =
-            Inner { workspace, counters: Counters::default(), blas, device: device.clone(), stream, dtype };
+        let inner = Inner::new(blas, device.clone(), Space::driver(stream), None, dtype)?;
         Ok(Self { inner: Arc::new(inner), fused_gelu: false })
+    }
+
+    /// This backend with memory from elsewhere, and on that memory's stream. It reads this backend's tensors too: the caller
+    /// orders the streams, and keeps those tensors alive until the other stream has got past it.
+    pub(super) fn within(&self, space: Space) -> Result<Self> {
+        let Inner { blas, device, space: lender, dtype, .. } = &*self.inner;
+        let inner = Inner::new(blas.clone(), device.clone(), space, Some(lender.clone()), *dtype)?;
+        Ok(Self { inner: Arc::new(inner), fused_gelu: self.fused_gelu })
+    }
+
+    /// Runs `work`, and writes down what it makes this backend launch from this thread.
+    pub fn record<R>(&self, work: impl FnOnce() -> R) -> (R, Vec<LaunchRecord>) {
+        record::record(&self.inner.stream, false, work)
     }
 
     /// Whether GELU, [`Activation::Gelu`], is computed in its tanh form within the product before it, which saves a pass over
@@ -118,13 +149,41 @@ impl Cuda {
         self.inner.dtype
     }
 
+    pub(super) fn space(&self) -> &Arc<Space> {
+        &self.inner.space
+    }
+
+    /// What an operation writes, of any content.
     fn empty(&self, shape: &[usize], dtype: DType) -> Result<CudaTensor> {
-        CudaTensor::new(&self.inner.stream, shape, dtype)
+        let tensor = self.scratch(shape, dtype)?;
+        record::operand(&self.inner.stream, tensor.bytes());
+        Ok(tensor)
+    }
+
+    /// What an operation writes and reads, and nobody else.
+    fn scratch(&self, shape: &[usize], dtype: DType) -> Result<CudaTensor> {
+        CudaTensor::new(&self.inner.space, shape, dtype)
+    }
+
+    /// A plan that an operation writes.
+    fn empty_plan(&self, batch: usize, tokens_in: usize, tokens_out: usize) -> Result<CudaPlan> {
+        let plan = CudaPlan::new(&self.inner.space, batch, tokens_in, tokens_out)?;
+        record::operand(&self.inner.stream, plan.bytes());
+        Ok(plan)
     }
 
     /// Checks that a tensor is this backend's and of type `dtype`.
     fn check(&self, op: &'static str, name: &str, tensor: &CudaTensor, dtype: DType) -> Result<()> {
-        if !tensor.is_of(&self.inner.stream) {
+        self.check_owner(op, name, tensor, dtype)?;
+        record::operand(&self.inner.stream, tensor.bytes());
+        Ok(())
+    }
+
+    /// The same, where the operation reads only a part of the tensor.
+    fn check_owner(&self, op: &'static str, name: &str, tensor: &CudaTensor, dtype: DType) -> Result<()> {
+        let Inner { space, lender, .. } = &*self.inner;
+        space.check(op)?;
+        if !tensor.is_of(space) && !lender.as_ref().is_some_and(|lender| tensor.is_of(lender)) {
             return Err(Error::argument(op, format!("{name} belongs to another backend")));
         }
         if tensor.dtype() != dtype {
@@ -137,6 +196,20 @@ impl Cuda {
     fn read(&self, op: &'static str, name: &str, tensor: &CudaTensor) -> Result<Strided<DevicePointer>> {
         self.check(op, name, tensor, self.inner.dtype)?;
         tensor.tokens(op, name)
+    }
+
+    /// The same where the operation reads or writes so many values of them.
+    fn read_values(
+        &self,
+        op: &'static str,
+        name: &str,
+        tensor: &CudaTensor,
+        values: impl FnOnce([usize; 3]) -> usize,
+    ) -> Result<Strided<DevicePointer>> {
+        self.check_owner(op, name, tensor, self.inner.dtype)?;
+        let tokens = tensor.tokens(op, name)?;
+        record::operand(&self.inner.stream, values(tokens.shape).saturating_mul(self.inner.dtype.bytes()));
+        Ok(tokens)
     }
 
     /// An array of the backend's type and of this shape.
@@ -177,22 +250,35 @@ impl Cuda {
     }
 
     fn read_plan(&self, op: &'static str, plan: &CudaPlan) -> Result<PlanPointers> {
-        if plan.is_of(&self.inner.stream) {
+        self.inner.space.check(op)?;
+        if plan.is_of(&self.inner.space) {
+            record::operand(&self.inner.stream, plan.bytes());
             return Ok(plan.pointers());
         }
         Err(Error::argument(op, "the plan belongs to another backend"))
     }
 
-    /// What of an activation the product before it does.
-    fn fused(&self, activation: Activation) -> Option<Fused> {
-        match activation {
-            Activation::Relu => Some(Fused::Relu),
-            // How exactly cuBLASLt computes the hyperbolic tangent is its own affair; f32 takes ours.
-            _ if self.inner.dtype == DType::F32 => None,
-            Activation::GeluTanh => Some(Fused::GeluTanh),
-            Activation::Gelu if self.fused_gelu => Some(Fused::GeluTanh),
-            _ => None,
-        }
+    /// [`Backend::patches`] of images in device memory, planes in the order of `shape`.
+    pub(super) fn patches_of(
+        &self,
+        pixels: &Memory,
+        pixel: PixelType,
+        shape @ [batch, channels, height, width]: [usize; 4],
+        patch: [usize; 2],
+        mean: &[f32],
+        std: &[f32],
+    ) -> Result<CudaTensor> {
+        let Inner { device, stream, dtype, .. } = &*self.inner;
+        let [ph, pw] = patch.map(|extent| extent.max(1));
+        let rows = [batch, (height / ph) * (width / pw), channels.saturating_mul(ph * pw)];
+        let out = self.empty(&rows, *dtype)?;
+        record::operand(stream, pixels.bytes());
+        let images = DeviceImages::planes(pixels.pointer(), shape);
+        // Not `tokens`: what patches do not divide is for the launcher to say.
+        let target = Strided::new(out.pointer(), rows);
+        // SAFETY: see above the block below; the images lie in memory of their size on this stream.
+        unsafe { patches_raw(device, stream, pixel, *dtype, &images, patch, mean, std, &target) }?;
+        Ok(out)
     }
 }
 
@@ -204,11 +290,11 @@ impl Backend for Cuda {
     type Plan = CudaPlan;
 
     fn upload(&self, tensor: Tensor) -> Result<CudaTensor> {
-        CudaTensor::upload(&self.inner.stream, &tensor, self.inner.dtype)
+        CudaTensor::upload(&self.inner.space, &tensor, self.inner.dtype)
     }
 
     fn upload_f32(&self, tensor: Tensor) -> Result<CudaTensor> {
-        CudaTensor::upload(&self.inner.stream, &tensor, DType::F32)
+        CudaTensor::upload(&self.inner.space, &tensor, DType::F32)
     }
 
     fn download(&self, tensor: &CudaTensor) -> Result<Tensor> {
@@ -220,7 +306,7 @@ impl Backend for Cuda {
     }
 
     fn upload_plan(&self, plan: TokenPlan) -> Result<CudaPlan> {
-        CudaPlan::upload(&self.inner.stream, &plan)
+        CudaPlan::upload(&self.inner.space, &plan)
     }
 
     fn download_plan(&self, plan: &CudaPlan) -> Result<TokenPlan> {
@@ -228,21 +314,12 @@ impl Backend for Cuda {
     }
 
     fn patches(&self, images: &Images, patch: [usize; 2], mean: &[f32], std: &[f32]) -> Result<CudaTensor> {
-        let Inner { device, stream, dtype, .. } = &*self.inner;
-        let shape @ [batch, channels, height, width] = images.shape();
-        let [ph, pw] = patch.map(|extent| extent.max(1));
-        let out =
-            self.empty(&[batch, (height / ph) * (width / pw), channels.saturating_mul(ph * pw)], *dtype)?;
+        let space = &self.inner.space;
         let (memory, pixel) = match images.pixels() {
-            Pixels::U8(pixels) => (Memory::upload(stream, pixels)?, PixelType::U8),
-            Pixels::F32(pixels) => (Memory::upload(stream, pixels)?, PixelType::F32),
+            Pixels::U8(pixels) => (Memory::upload(space, pixels)?, PixelType::U8),
+            Pixels::F32(pixels) => (Memory::upload(space, pixels)?, PixelType::F32),
         };
-        let images = DeviceImages::planes(memory.pointer(), shape);
-        // Not `tokens`: what patches do not divide is for the launcher to say.
-        let target = Strided::new(out.pointer(), [out.shape()[0], out.shape()[1], out.shape()[2]]);
-        // SAFETY: see above the block.
-        unsafe { patches_raw(device, stream, pixel, *dtype, &images, patch, mean, std, &target) }?;
-        Ok(out)
+        self.patches_of(&memory, pixel, images.shape(), patch, mean, std)
     }
 
     fn embed(
@@ -284,64 +361,7 @@ impl Backend for Cuda {
         layer: LinearRows<'_, CudaTensor>,
         epilogue: Epilogue<CudaTensor>,
     ) -> Result<CudaTensor> {
-        const OP: &str = "linear";
-        let Inner { device, stream, dtype, blas, workspace, .. } = &*self.inner;
-        self.check(OP, "x", x, *dtype)?;
-        let (weight, bias) = (&layer.layer.weight, &layer.layer.bias);
-        let (all, inputs) = (weight.shape().first().copied().unwrap_or(1), x.width());
-        let weight = self.read_array(OP, "weight", weight, &[all, inputs])?;
-        let bias = bias.as_ref().map(|bias| self.read_array(OP, "bias", bias, &[all])).transpose()?;
-        let range = layer.rows.unwrap_or(0..all);
-        if range.start >= range.end || range.end > all {
-            return Err(Error::argument(OP, format!("outputs {range:?} are not among the layer's {all}")));
-        }
-        let mut shape = x.shape().to_vec();
-        if let Some(last) = shape.last_mut() {
-            *last = range.len();
-        }
-        let (out, fused, then) = match epilogue {
-            Epilogue::AddTo(residual) => {
-                self.check(OP, "residual", &residual, *dtype)?;
-                residual.expect_shape(OP, "residual", &shape)?;
-                (residual.into_own()?, Fused::Add, None)
-            }
-            Epilogue::Activation(activation) => match self.fused(activation) {
-                Some(fused) => (self.empty(&shape, *dtype)?, fused, None),
-                None => (self.empty(&shape, *dtype)?, Fused::None, Some(activation)),
-            },
-            Epilogue::None => (self.empty(&shape, *dtype)?, Fused::None, None),
-        };
-        let step = |elements: usize| (elements * dtype.bytes()) as DevicePointer;
-        let arguments = AffinePointers {
-            x: x.rows(),
-            weight: weight + step(range.start * inputs),
-            bias: bias.map(|bias| bias + step(range.start)),
-            fused,
-            out: out.rows(),
-            workspace: workspace.pointer(),
-            workspace_bytes: workspace.bytes(),
-        };
-        // SAFETY: see above the block; the workspace is used on this stream only, and `out` is nobody else's.
-        unsafe { linear_raw(blas, stream, *dtype, &arguments) }?;
-        let Some(activation) = then else { return Ok(out) };
-        if activation != Activation::SwiGlu {
-            // SAFETY: see above the block; the kernels may write where they read.
-            unsafe { activate_raw(device, stream, *dtype, activation, &out.rows(), &out.rows()) }?;
-            return Ok(out);
-        }
-        if !range.len().is_multiple_of(2) {
-            return Err(Error::argument(
-                OP,
-                format!("{} outputs cannot be gated: the number is odd", range.len()),
-            ));
-        }
-        if let Some(last) = shape.last_mut() {
-            *last = range.len() / 2;
-        }
-        let gated = self.empty(&shape, *dtype)?;
-        // SAFETY: see above the block.
-        unsafe { activate_raw(device, stream, *dtype, activation, &out.rows(), &gated.rows()) }?;
-        Ok(gated)
+        self.affine(x, layer, epilogue)
     }
 
     fn merge(
@@ -409,7 +429,7 @@ impl Backend for Cuda {
         let source = scores.tokens(OP, "class scores")?;
         let [batch, _, tokens] = source.shape;
         let selection = Selection { special: select.special, keep: select.keep, fuse: select.fuse };
-        let plan = CudaPlan::new(stream, batch, tokens, selection.tokens_out(tokens)?)?;
+        let plan = self.empty_plan(batch, tokens, selection.tokens_out(tokens)?)?;
         // SAFETY: see above the block.
         unsafe { select_raw(device, stream, DType::F32, &source, selection, &plan.pointers()) }?;
         Ok(plan)
@@ -454,8 +474,8 @@ impl Backend for Cuda {
     ) -> Result<CudaTensor> {
         const OP: &str = "head_norm";
         let Inner { device, stream, dtype, .. } = &*self.inner;
-        self.read(OP, "packed heads", &packed)?;
         let head_dim = norm.weight.width();
+        self.read_values(OP, "packed heads", &packed, |[b, n, _]| 2 * b * n * heads * head_dim)?;
         let norm = self.read_norm(OP, norm, head_dim)?;
         let packed = packed.into_own()?;
         let arguments = HeadNorm { packed: packed.tokens(OP, "packed heads")?, part, heads, head_dim, norm };
@@ -466,7 +486,7 @@ impl Backend for Cuda {
 
     fn tokens(&self, x: &CudaTensor, range: Range<usize>) -> Result<CudaTensor> {
         let Inner { device, stream, dtype, .. } = &*self.inner;
-        let source = self.read("tokens", "x", x)?;
+        let source = self.read_values("tokens", "x", x, |[b, _, c]| b * range.len() * c)?;
         let [batch, _, width] = source.shape;
         let out = self.empty(&[batch, range.len(), width], *dtype)?;
         // Not `tokens`: what is wrong with the range is for the launcher to say.
@@ -487,5 +507,22 @@ impl Backend for Cuda {
         // SAFETY: see above the block.
         unsafe { mean_tokens_raw(device, stream, *dtype, &source, sizes, first, &target) }?;
         Ok(out)
+    }
+
+    fn concat(&self, left: &CudaTensor, right: &CudaTensor) -> Result<CudaTensor> {
+        self.side_by_side("concat", left, right)
+    }
+
+    fn average(&self, a: &CudaTensor, b: &CudaTensor) -> Result<CudaTensor> {
+        self.mean_of_two(a, b)
+    }
+
+    fn hidden_sizes(
+        &self,
+        sizes: Option<&CudaTensor>,
+        shape: [usize; 2],
+        hidden: usize,
+    ) -> Result<CudaTensor> {
+        self.sizes_behind_hidden(sizes, shape, hidden)
     }
 }

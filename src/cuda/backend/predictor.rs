@@ -40,8 +40,8 @@ impl Cuda {
             last: linear("the last", &predictor.last, [2, c / 4])?,
         };
         let extents = ScratchExtents::new(batch, tokens.saturating_sub(special), c);
-        let local = self.empty(&[extents.local], self.dtype())?;
-        let partial = self.empty(&[extents.partial], DType::F32)?;
+        let local = self.scratch(&[extents.local], self.dtype())?;
+        let partial = self.scratch(&[extents.partial], DType::F32)?;
         let scores = self.empty(&[batch, 1, tokens], DType::F32)?;
         let arguments = KeepScores {
             x: source,

@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::CudaStream;
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 use super::{
     super::{DType, DevicePointer, PlanPointers, Strided},
-    memory::Memory,
+    memory::{Memory, Space},
 };
 use crate::{Error, Result, Tensor, TokenPlan};
 
@@ -21,29 +20,29 @@ pub struct CudaTensor {
 
 impl CudaTensor {
     /// A tensor of any content.
-    pub(super) fn new(stream: &Arc<CudaStream>, shape: &[usize], dtype: DType) -> Result<Self> {
+    pub(super) fn new(space: &Arc<Space>, shape: &[usize], dtype: DType) -> Result<Self> {
         let bytes = shape.iter().try_fold(dtype.bytes(), |bytes, &extent| bytes.checked_mul(extent));
         let bytes = bytes.filter(|&bytes| i64::try_from(bytes).is_ok());
         let bytes = bytes
             .ok_or_else(|| Error::argument("tensor", format!("shape {shape:?} is too large to address")))?;
-        let memory = Arc::new(Memory::new(stream, bytes)?);
+        let memory = Arc::new(Memory::new(space, bytes)?);
         Ok(Self { shape: shape.to_vec(), dtype, memory })
     }
 
     /// A tensor of the host, rounded to `dtype`.
-    pub(super) fn upload(stream: &Arc<CudaStream>, tensor: &Tensor, dtype: DType) -> Result<Self> {
+    pub(super) fn upload(space: &Arc<Space>, tensor: &Tensor, dtype: DType) -> Result<Self> {
         let values = tensor.data();
         let memory = match dtype {
-            DType::F32 => Memory::upload(stream, values)?,
+            DType::F32 => Memory::upload(space, values)?,
             DType::F16 => {
                 let mut rounded = vec![f16::ZERO; values.len()];
                 rounded.convert_from_f32_slice(values);
-                Memory::upload(stream, &rounded)?
+                Memory::upload(space, &rounded)?
             }
             DType::Bf16 => {
                 let mut rounded = vec![bf16::ZERO; values.len()];
                 rounded.convert_from_f32_slice(values);
-                Memory::upload(stream, &rounded)?
+                Memory::upload(space, &rounded)?
             }
         };
         Ok(Self { shape: tensor.shape().to_vec(), dtype, memory: Arc::new(memory) })
@@ -51,14 +50,23 @@ impl CudaTensor {
 
     /// The tensor's values on the host; waits for the stream.
     pub(super) fn download(&self) -> Result<Tensor> {
-        let count = self.count();
+        self.download_first(self.shape.first().copied().unwrap_or(1))
+    }
+
+    /// Those of the first `images`.
+    pub(in super::super) fn download_first(&self, images: usize) -> Result<Tensor> {
+        let mut shape = self.shape.clone();
+        if let Some(first) = shape.first_mut() {
+            *first = images.min(*first);
+        }
+        let count = shape.iter().product();
         let mut values = vec![0.0; count];
         match self.dtype {
             DType::F32 => values = self.memory.download(0, count)?,
             DType::F16 => self.memory.download::<f16>(0, count)?.convert_to_f32_slice(&mut values),
             DType::Bf16 => self.memory.download::<bf16>(0, count)?.convert_to_f32_slice(&mut values),
         }
-        Tensor::new(&self.shape, values)
+        Tensor::new(&shape, values)
     }
 
     /// The extents, outermost axis first.
@@ -81,18 +89,34 @@ impl CudaTensor {
         self.shape.iter().product()
     }
 
+    /// What it takes in memory.
+    pub(super) fn bytes(&self) -> usize {
+        self.memory.bytes()
+    }
+
+    /// The same values under another shape of as many.
+    pub(super) fn reshaped(mut self, shape: &[usize]) -> Self {
+        debug_assert_eq!(self.count(), shape.iter().product::<usize>());
+        self.shape = shape.to_vec();
+        self
+    }
+
+    pub(super) fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
     /// The extent of the last axis.
     pub(super) fn width(&self) -> usize {
         self.shape.last().copied().unwrap_or(1)
     }
 
-    pub(super) fn is_of(&self, stream: &Arc<CudaStream>) -> bool {
-        self.memory.is_of(stream)
+    pub(super) fn is_of(&self, space: &Arc<Space>) -> bool {
+        self.memory.is_of(space)
     }
 
     /// A tensor to write to that has this one's content: itself when nobody else has it, else a copy.
     pub(super) fn into_own(mut self) -> Result<Self> {
-        if Arc::get_mut(&mut self.memory).is_none() {
+        if self.memory.is_constant() || Arc::get_mut(&mut self.memory).is_none() {
             self.memory = Arc::new(self.memory.copy()?);
         }
         Ok(self)
@@ -139,12 +163,13 @@ pub struct CudaPlan {
 
 impl CudaPlan {
     /// A plan of any content, to be written by an operation.
-    pub(super) fn new(
-        stream: &Arc<CudaStream>,
-        batch: usize,
-        tokens_in: usize,
-        tokens_out: usize,
-    ) -> Result<Self> {
+    pub(super) fn new(space: &Arc<Space>, batch: usize, tokens_in: usize, tokens_out: usize) -> Result<Self> {
+        Self::check_extents(batch, tokens_in, tokens_out)?;
+        let memory = Memory::new(space, Self::extent(batch, tokens_in, tokens_out))?;
+        Ok(Self { batch, tokens_in, tokens_out, memory })
+    }
+
+    fn check_extents(batch: usize, tokens_in: usize, tokens_out: usize) -> Result<()> {
         let fits = |n: usize| batch.checked_mul(n).is_some_and(|n| i32::try_from(n).is_ok());
         if !fits(tokens_in) || !fits(tokens_out.saturating_add(1)) {
             return Err(Error::argument(
@@ -152,12 +177,24 @@ impl CudaPlan {
                 format!("no device plan turns {batch} images of {tokens_in} tokens into {tokens_out}"),
             ));
         }
-        let words = batch * (tokens_out + 1 + 3 * tokens_in);
-        Ok(Self { batch, tokens_in, tokens_out, memory: Memory::new(stream, 4 * words)? })
+        Ok(())
     }
 
-    pub(super) fn upload(stream: &Arc<CudaStream>, plan: &TokenPlan) -> Result<Self> {
-        let device = Self::new(stream, plan.batch(), plan.tokens_in(), plan.tokens_out())?;
+    /// Bytes of all arrays.
+    fn extent(batch: usize, tokens_in: usize, tokens_out: usize) -> usize {
+        4 * batch * (tokens_out + 1 + 3 * tokens_in)
+    }
+
+    /// What it takes in memory.
+    pub(super) fn bytes(&self) -> usize {
+        self.memory.bytes()
+    }
+
+    pub(super) fn upload(space: &Arc<Space>, plan: &TokenPlan) -> Result<Self> {
+        let (batch, tokens_in, tokens_out) = (plan.batch(), plan.tokens_in(), plan.tokens_out());
+        Self::check_extents(batch, tokens_in, tokens_out)?;
+        let memory = Memory::constant(space, Self::extent(batch, tokens_in, tokens_out))?;
+        let device = Self { batch, tokens_in, tokens_out, memory };
         let groups: Vec<i32> = (0..plan.batch()).flat_map(|image| plan.group_of(image)).collect();
         let [offsets, members, weights, inverse] = device.places();
         device.memory.write(offsets, plan.offsets())?;
@@ -169,10 +206,16 @@ impl CudaPlan {
     }
 
     pub(super) fn download(&self) -> Result<TokenPlan> {
+        self.download_first(self.batch)
+    }
+
+    /// The plan of the first `images`.
+    pub(in super::super) fn download_first(&self, images: usize) -> Result<TokenPlan> {
         let [offsets, members, weights, _] = self.places();
-        let (rows, count) = (self.batch * (self.tokens_out + 1), self.batch * self.tokens_in);
+        let images = images.min(self.batch);
+        let (rows, count) = (images * (self.tokens_out + 1), images * self.tokens_in);
         TokenPlan::new(
-            self.batch,
+            images,
             self.tokens_in,
             self.tokens_out,
             self.memory.download(offsets, rows)?,
@@ -204,8 +247,8 @@ impl CudaPlan {
         PlanPointers { batch, tokens_in, tokens_out, offsets, members, weights, groups }
     }
 
-    pub(super) fn is_of(&self, stream: &Arc<CudaStream>) -> bool {
-        self.memory.is_of(stream)
+    pub(super) fn is_of(&self, space: &Arc<Space>) -> bool {
+        self.memory.is_of(space)
     }
 
     /// Byte offsets of the arrays.

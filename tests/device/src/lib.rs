@@ -190,6 +190,49 @@ pub mod emulator {
         unsafe { sys::culib().get::<unsafe extern "C" fn()>(b"emu_reset_counters\0").unwrap()() };
     }
 
+    /// Begins to log the driver's functions that are called.
+    ///
+    /// # Panics
+    /// When the loaded driver is another one.
+    pub fn log_calls() {
+        // SAFETY: as in `findings`.
+        unsafe { sys::culib().get::<unsafe extern "C" fn(i32)>(b"emu_call_log\0").unwrap()(1) };
+    }
+
+    /// The functions called since, in order; ends the log.
+    ///
+    /// # Panics
+    /// When the loaded driver is another one.
+    pub fn calls() -> Vec<String> {
+        // SAFETY: as in `findings`; the first call asks for the length.
+        unsafe {
+            let library = sys::culib();
+            let calls = library.get::<unsafe extern "C" fn(*mut u8, usize) -> usize>(b"emu_calls\0").unwrap();
+            let mut buffer = vec![0; calls(std::ptr::null_mut(), 0) + 1];
+            calls(buffer.as_mut_ptr(), buffer.len());
+            library.get::<unsafe extern "C" fn(i32)>(b"emu_call_log\0").unwrap()(0);
+            buffer.pop();
+            String::from_utf8_lossy(&buffer).lines().map(str::to_owned).collect()
+        }
+    }
+
+    /// Whatever takes memory fails once, after `after` times; or nothing does. Returns whether the failure asked for before
+    /// was still to come.
+    ///
+    /// # Panics
+    /// When the loaded driver is another one.
+    pub fn fail_allocation(after: Option<u64>) -> bool {
+        let name = after.map_or(std::ptr::null(), |_| c"*".as_ptr());
+        // SAFETY: as in `findings`; the text is a constant.
+        let pending = unsafe {
+            sys::culib().get::<unsafe extern "C" fn(*const c_char, u64) -> i32>(b"emu_fail\0").unwrap()(
+                name,
+                after.unwrap_or_default(),
+            )
+        };
+        pending != 0
+    }
+
     pub(super) fn clear_findings() {
         // SAFETY: as in `findings`.
         unsafe { sys::culib().get::<unsafe extern "C" fn()>(b"emu_clear_errors\0").unwrap()() };

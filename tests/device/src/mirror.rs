@@ -228,4 +228,16 @@ impl Backend for Mirror {
     fn mean_tokens(&self, x: &Tensor, sizes: Option<&Tensor>, first: usize) -> Result<Tensor> {
         self.0.download(&self.0.mean_tokens(&self.up(x)?, self.up_f32(sizes)?.as_ref(), first)?)
     }
+
+    fn concat(&self, left: &Tensor, right: &Tensor) -> Result<Tensor> {
+        self.0.download(&self.0.concat(&self.up(left)?, &self.up(right)?)?)
+    }
+
+    fn average(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        self.0.download(&self.0.average(&self.up(a)?, &self.up(b)?)?)
+    }
+
+    fn hidden_sizes(&self, sizes: Option<&Tensor>, shape: [usize; 2], hidden: usize) -> Result<Tensor> {
+        self.0.download(&self.0.hidden_sizes(self.up_f32(sizes)?.as_ref(), shape, hidden)?)
+    }
 }

@@ -1,0 +1,106 @@
+//! Affine layers with their epilogues.
+
+use super::{
+    super::{
+        DType, DevicePointer,
+        activation::activate_raw,
+        linear::{AffinePointers, Fused, linear_raw},
+        record,
+    },
+    Cuda, CudaTensor, Inner,
+};
+use crate::{
+    Error, Result,
+    backend::{Epilogue, LinearRows},
+    model::Activation,
+};
+
+impl Cuda {
+    pub(super) fn affine(
+        &self,
+        x: &CudaTensor,
+        layer: LinearRows<'_, CudaTensor>,
+        epilogue: Epilogue<CudaTensor>,
+    ) -> Result<CudaTensor> {
+        const OP: &str = "linear";
+        let Inner { device, stream, dtype, blas, workspace, .. } = &*self.inner;
+        self.check(OP, "x", x, *dtype)?;
+        let (weight, bias) = (&layer.layer.weight, &layer.layer.bias);
+        let (all, inputs) = (weight.shape().first().copied().unwrap_or(1), x.width());
+        let part = |name: &str, tensor: &CudaTensor, shape: &[usize]| {
+            self.check_owner(OP, name, tensor, *dtype)?;
+            tensor.expect_shape(OP, name, shape).map(|()| tensor.pointer())
+        };
+        let weight = part("weight", weight, &[all, inputs])?;
+        let bias = bias.as_ref().map(|bias| part("bias", bias, &[all])).transpose()?;
+        let range = layer.rows.unwrap_or(0..all);
+        if range.start >= range.end || range.end > all {
+            return Err(Error::argument(OP, format!("outputs {range:?} are not among the layer's {all}")));
+        }
+        let mut shape = x.shape().to_vec();
+        if let Some(last) = shape.last_mut() {
+            *last = range.len();
+        }
+        let (out, fused, then) = match epilogue {
+            Epilogue::AddTo(residual) => {
+                self.check(OP, "residual", &residual, *dtype)?;
+                residual.expect_shape(OP, "residual", &shape)?;
+                let out = residual.into_own()?;
+                record::operand(stream, out.bytes());
+                (out, Fused::Add, None)
+            }
+            Epilogue::Activation(activation) => match self.fused(activation) {
+                Some(fused) => (self.empty(&shape, *dtype)?, fused, None),
+                None => (self.empty(&shape, *dtype)?, Fused::None, Some(activation)),
+            },
+            Epilogue::None => (self.empty(&shape, *dtype)?, Fused::None, None),
+        };
+        let step = |elements: usize| (elements * dtype.bytes()) as DevicePointer;
+        let parameters = range.len() * (inputs + usize::from(bias.is_some()));
+        record::operand(stream, parameters * dtype.bytes());
+        let arguments = AffinePointers {
+            x: x.rows(),
+            weight: weight + step(range.start * inputs),
+            bias: bias.map(|bias| bias + step(range.start)),
+            fused,
+            out: out.rows(),
+            workspace: workspace.pointer(),
+            workspace_bytes: workspace.bytes(),
+        };
+        // SAFETY: as for `Backend`; the workspace is used on this stream only, and `out` is nobody else's.
+        unsafe { linear_raw(blas, stream, *dtype, &arguments) }?;
+        let Some(activation) = then else { return Ok(out) };
+        record::operand(stream, out.bytes());
+        if activation != Activation::SwiGlu {
+            record::operand(stream, out.bytes());
+            // SAFETY: as for `Backend`; the kernels may write where they read.
+            unsafe { activate_raw(device, stream, *dtype, activation, &out.rows(), &out.rows()) }?;
+            return Ok(out);
+        }
+        if !range.len().is_multiple_of(2) {
+            return Err(Error::argument(
+                OP,
+                format!("{} outputs cannot be gated: the number is odd", range.len()),
+            ));
+        }
+        if let Some(last) = shape.last_mut() {
+            *last = range.len() / 2;
+        }
+        let gated = self.empty(&shape, *dtype)?;
+        // SAFETY: as for `Backend`.
+        unsafe { activate_raw(device, stream, *dtype, activation, &out.rows(), &gated.rows()) }?;
+        Ok(gated)
+    }
+
+    /// What of an activation the product before it does.
+    fn fused(&self, activation: Activation) -> Option<Fused> {
+        match activation {
+            Activation::Relu => Some(Fused::Relu),
+            // How exactly cuBLASLt computes the hyperbolic tangent is its own affair; f32 takes ours.
+            _ if self.inner.dtype == DType::F32 => None,
+            Activation::GeluTanh => Some(Fused::GeluTanh),
+            Activation::Gelu if self.fused_gelu => Some(Fused::GeluTanh),
+            _ => None,
+        }
+    }
+}
