@@ -113,8 +113,8 @@ impl Cuda {
         record::record(&self.inner.stream, false, work)
     }
 
-    /// Whether GELU, [`Activation::Gelu`], is computed in its tanh form within the product before it, which saves a pass over
-    /// the MLP's hidden tokens. `f32` tensors get the exact form all the same.
+    /// Whether GELU, [`Activation::Gelu`](crate::model::Activation::Gelu), is computed in its tanh form within the product
+    /// before it, which saves a pass over the MLP's hidden tokens. `f32` tensors get the exact form all the same.
     ///
     /// Off unless asked for: against what rounding to `f16` costs anyhow, the tanh form's error is larger, 1.2 times in the
     /// logits of the demo's model and 2.7 times in the features of a trained DINOv2 ViT-S (root mean squares).
