@@ -3,6 +3,9 @@
 // Maths:   score[n] = (sum over h of scores[h][n]) / H, the sum in the order of h. The first `special` tokens are kept as
 //          they stand; then come the `keep` best others, order.cuh's rule; then, if asked for, one token of all the
 //          rest: members ascending, weighted by their scores.
+//          In place (SViTE): the `keep` best of all tokens and the first `special` stay, in order of index; M = min(special +
+//          keep, N) and where fewer stay than M, because special ones are among the best, the last groups are empty.
+//          Masked: all tokens stay, but those that would go have weight 0.
 // Shapes:  scores (B, H, N), last axis contiguous;  the plan as src/plan.rs: offsets (B, M+1), members, weights, groups
 //          (B, N), M = special + keep + (1 if fused).
 // Launch:  one block an image. To N = 512 fv_select_rank_*: block N rounded up to whole warps, static shared memory only;
@@ -34,10 +37,15 @@ struct SelectParams {
     int32_t special;
     int32_t keep;
     int32_t fused;   // 0 or 1
-    int32_t places;  // of the sort: N - special rounded up to a power of two
+    int32_t places;  // of the sort: the candidates rounded up to a power of two
+    int32_t order;   // Order
+    int32_t reserved;
 };
-static_assert(sizeof(SelectParams) == 80 && offsetof(SelectParams, batch_stride) == 40 && offsetof(SelectParams, heads) == 56,
+static_assert(sizeof(SelectParams) == 88 && offsetof(SelectParams, batch_stride) == 40 && offsetof(SelectParams, heads) == 56,
               "the launcher's layout");
+
+// Where tokens that stay go.
+enum Order : int32_t { kByScore = 0, kInPlace = 1, kMasked = 2 };
 
 constexpr int kRankTokens = 512;
 constexpr int kSortTokens = 16384;
@@ -57,6 +65,9 @@ __device__ __forceinline__ float mean_score(const SelectParams& p, int token) {
     return __fdiv_rn(sum, static_cast<float>(p.heads));
 }
 
+// Tokens before this one keep out of the competition: all special ones, or, where tokens stay in place, none.
+__device__ __forceinline__ int first_candidate(const SelectParams& p) { return p.order == kByScore ? p.special : 0; }
+
 // The plan of this block's image.
 struct Plan {
     int32_t* offsets;
@@ -66,11 +77,13 @@ struct Plan {
     int kept;   // special + keep
     int fused;  // 0 or 1
     int tokens;
+    int out;    // M
 
     __device__ __forceinline__ explicit Plan(const SelectParams& p)
-        : kept(p.special + p.keep), fused(p.fused), tokens(p.tokens) {
+        : kept(p.special + p.keep), fused(p.fused), tokens(p.tokens), out(min(kept + fused, tokens)) {
         const int64_t image = blockIdx.x;
-        offsets = p.offsets + image * (kept + fused + 1);
+        out = p.order == kMasked ? tokens : p.order == kByScore ? kept + fused : out;
+        offsets = p.offsets + image * (out + 1);
         members = p.members + image * tokens;
         weights = p.weights + image * tokens;
         groups = p.groups + image * tokens;
@@ -79,6 +92,25 @@ struct Plan {
     __device__ __forceinline__ void write_offsets() const {
         for (int i = threadIdx.x; i <= kept + fused; i += blockDim.x) {
             offsets[i] = i <= kept ? i : tokens;
+        }
+    }
+    // The same where `stay` tokens stay in place: empty groups behind them.
+    __device__ __forceinline__ void write_offsets(int stay) const {
+        for (int i = threadIdx.x; i <= out; i += blockDim.x) {
+            offsets[i] = min(i, stay);
+        }
+    }
+    // A token that stays in place, or goes: `before` tokens with a lower index go, `stay` stay in all.
+    __device__ __forceinline__ void in_place(const SelectParams& p, int token, bool goes, int before, int stay) const {
+        if (p.order == kMasked) {
+            members[token] = token;
+            weights[token] = goes ? 0.0f : 1.0f;
+            groups[token] = token;
+        } else {
+            const int place = goes ? stay + before : token - before;
+            members[place] = goes ? -1 : token;
+            weights[place] = goes ? 0.0f : 1.0f;
+            groups[token] = goes ? -1 : place;
         }
     }
     __device__ __forceinline__ void keep_at(int place, int token) const {
@@ -102,22 +134,37 @@ __device__ __forceinline__ void select_by_rank(const SelectParams& p) {
 
     const Plan plan(p);
     const int token = threadIdx.x;  // [0, N rounded up)
-    const bool candidate = token >= p.special && token < p.tokens;
+    const bool candidate = token >= first_candidate(p) && token < p.tokens;
     const float score = candidate ? mean_score<E>(p, token) : 0.0f;
     const uint32_t key = candidate ? fv::order_key(score) : fv::kAbsent;
     keys[token] = key;
-    plan.write_offsets();
+    if (p.order == kByScore) {
+        plan.write_offsets();
+    }
     __syncthreads();
 
     const int rank = fv::rank_among(keys, blockDim.x, token - fv::lane_id(), key);
 
-    const bool rest = candidate && rank >= p.keep;
+    const bool rest = candidate && token >= p.special && rank >= p.keep;
     const uint32_t word = __ballot_sync(fv::kFullWarp, rest);
     if (fv::lane_id() == 0) {
         rest_words[fv::warp_id()] = word;
     }
     __syncthreads();
-    if (rest) {
+    if (p.order != kByScore) {
+        int before = __popc(word & fv::lanes_below());
+        int goes = 0;
+        for (int warp = 0; warp < static_cast<int>(blockDim.x) / fv::kWarp; ++warp) {
+            const int bits = __popc(rest_words[warp]);
+            before += warp < fv::warp_id() ? bits : 0;
+            goes += bits;
+        }
+        const int stay = p.order == kMasked ? p.tokens : p.tokens - goes;
+        plan.write_offsets(stay);
+        if (token < p.tokens) {
+            plan.in_place(p, token, rest, before, stay);
+        }
+    } else if (rest) {
         int before = __popc(word & fv::lanes_below());
         for (int warp = 0; warp < fv::warp_id(); ++warp) {
             before += __popc(rest_words[warp]);
@@ -142,19 +189,22 @@ __device__ __forceinline__ void select_by_sort(const SelectParams& p) {
     const Plan plan(p);
     const int thread = threadIdx.x;
     const int threads = blockDim.x;
-    const int candidates = p.tokens - p.special;
+    const int first = first_candidate(p);
+    const int candidates = p.tokens - first;
     for (int i = thread; i < p.places; i += threads) {
-        const int token = p.special + i;
+        const int token = first + i;
         sort_keys[i] = i < candidates ? fv::order_key(mean_score<E>(p, token)) : fv::kAbsent;
         sort_tokens[i] = i < candidates ? static_cast<uint16_t>(token) : fv::kNoToken;
     }
     for (int i = thread; i < kSortTokens / fv::kWarp; i += threads) {
         rest_words[i] = 0;
     }
-    for (int token = thread; token < p.special; token += threads) {
-        plan.keep_at(token, token);
+    if (p.order == kByScore) {
+        for (int token = thread; token < p.special; token += threads) {
+            plan.keep_at(token, token);
+        }
+        plan.write_offsets();
     }
-    plan.write_offsets();
     __syncthreads();
 
     fv::sort_places(sort_keys, sort_tokens, p.places);
@@ -162,8 +212,10 @@ __device__ __forceinline__ void select_by_sort(const SelectParams& p) {
     // The rest by index: a bit a token, then how many bits stand below each word.
     for (int place = p.keep + thread; place < candidates; place += threads) {
         const int token = sort_tokens[place];
-        // Bits of integers: the order of these additions does not show.
-        atomicOr(rest_words + token / fv::kWarp, 1u << (token % fv::kWarp));
+        // Bits of integers: the order of these additions does not show. In place, special tokens stay whatever their score.
+        if (token >= p.special) {
+            atomicOr(rest_words + token / fv::kWarp, 1u << (token % fv::kWarp));
+        }
     }
     __syncthreads();
     int below = 0;
@@ -177,15 +229,26 @@ __device__ __forceinline__ void select_by_sort(const SelectParams& p) {
         below += scan.total;
     }
     __syncthreads();
+    const auto rest_below = [&](int token) {
+        const int word = token / fv::kWarp;
+        const int before = rest_before[word / 2] + __popc(rest_words[word] & ((1u << (token % fv::kWarp)) - 1u));
+        return before + (word % 2 == 1 ? __popc(rest_words[word - 1]) : 0);
+    };
+    if (p.order != kByScore) {
+        const int stay = p.order == kMasked ? p.tokens : p.tokens - below;
+        plan.write_offsets(stay);
+        for (int token = thread; token < p.tokens; token += threads) {
+            const bool goes = (rest_words[token / fv::kWarp] >> (token % fv::kWarp) & 1u) != 0;
+            plan.in_place(p, token, goes, rest_below(token), stay);
+        }
+        return;
+    }
     for (int place = thread; place < candidates; place += threads) {
         const int token = sort_tokens[place];
         if (place < p.keep) {
             plan.keep_at(p.special + place, token);
         } else {
-            const int word = token / fv::kWarp;
-            int before = rest_before[word / 2] + __popc(rest_words[word] & ((1u << (token % fv::kWarp)) - 1u));
-            before += word % 2 == 1 ? __popc(rest_words[word - 1]) : 0;
-            plan.rest_at(before, token, fv::score_of_key(sort_keys[place]));
+            plan.rest_at(rest_below(token), token, fv::score_of_key(sort_keys[place]));
         }
     }
 }

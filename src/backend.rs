@@ -168,10 +168,10 @@ pub struct Predictor<T> {
     pub last: Linear<T>,
 }
 
-/// Top-k selection of tokens by the class token's attention (EViT).
+/// Top-k selection of tokens by scores: the class token's attention (EViT), a predictor's (DynamicViT).
 #[derive(Debug)]
 pub struct Select<'a, T> {
-    /// (B, H, N): the class token's softmax row; the mean over heads decides.
+    /// (B, H, N), such as the class token's softmax row; the mean over heads decides.
     pub class_scores: &'a T,
     /// Tokens at the front that are kept unconditionally.
     pub special: usize,
@@ -179,6 +179,53 @@ pub struct Select<'a, T> {
     pub keep: usize,
     /// Append one token: the sum of the others, each times its score.
     pub fuse: bool,
+}
+
+/// The best tokens and the special ones, in order of index (SViTE): all tokens compete, special ones stay whatever their
+/// scores.
+#[derive(Debug)]
+pub struct KeepInPlace<'a, T> {
+    /// (B, H, N): the mean over heads decides.
+    pub scores: &'a T,
+    /// Tokens at the front that stay.
+    pub special: usize,
+    /// How many are the best, special ones among them or not.
+    pub keep: usize,
+    /// All tokens stay where they are, but those that would go have weight 0. Otherwise there are places for `special + keep`
+    /// tokens (N at most); where special tokens are among the best, the last places stand for nothing: tokens of zeros and of
+    /// size 0, which attention that knows sizes does not look at.
+    pub masked: bool,
+}
+
+/// What becomes of tokens that the class token does not attend to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inattentive {
+    /// Each joins the attentive token that it is most similar to, by cosine (MSTM).
+    Join,
+    /// They form clusters around the peaks of their density, and attentive tokens pair up (BAT).
+    Peaks {
+        /// Attentive tokens to merge into another, at most half of them: those of odd rank propose to those of even rank.
+        pairs: usize,
+        /// Clusters, as many as there are tokens at most; none drops the tokens.
+        clusters: usize,
+        /// How many nearest tokens make the density; 0 for all.
+        neighbours: usize,
+    },
+}
+
+/// Tokens decoupled by the class token's attention (BAT, MSTM). Members of a group weigh in proportion to their scores.
+#[derive(Debug)]
+pub struct Cluster<'a, T> {
+    /// The tokens, (B, N, C): what is compared.
+    pub tokens: &'a T,
+    /// (B, H, N): the class token's softmax row; the mean over heads decides.
+    pub class_scores: &'a T,
+    /// Tokens at the front that stay as they are.
+    pub special: usize,
+    /// Attentive tokens: the others with the highest scores.
+    pub keep: usize,
+    /// What becomes of those that are left.
+    pub inattentive: Inattentive,
 }
 
 /// How the members of a group are combined.
@@ -290,6 +337,36 @@ pub trait Backend: Send + Sync {
         x: &Self::Tensor,
         predictor: &Predictor<Self::Tensor>,
         special: usize,
+    ) -> Result<Self::Tensor>;
+    /// The plan of a selection in place.
+    fn keep_in_place(&self, keep: &KeepInPlace<'_, Self::Tensor>) -> Result<Self::Plan>;
+    /// What a linear selector (SViTE, its weight (1, C)) says of each token of (B, N, C), plus `noise` (B, N) if there is any:
+    /// (B, 1, N), in `f32`.
+    fn token_scores(
+        &self,
+        x: &Self::Tensor,
+        selector: &Linear<Self::Tensor>,
+        noise: Option<&Self::Tensor>,
+    ) -> Result<Self::Tensor>;
+    /// The plan of decoupled tokens: special ones, attentive ones in descending order of score, clusters.
+    fn cluster(&self, cluster: &Cluster<'_, Self::Tensor>) -> Result<Self::Plan>;
+    /// Means over windows of `scale` x `scale` patches of a `grid` (rows, columns) behind `special` tokens, (B, N, C) →
+    /// (B, windows, C) in order of rows. Windows at the border may be smaller.
+    fn pool_windows(
+        &self,
+        x: &Self::Tensor,
+        special: usize,
+        grid: [usize; 2],
+        scale: usize,
+    ) -> Result<Self::Tensor>;
+    /// Adds to each patch its window's row of `pooled`, as [`Backend::pool_windows`] gives them. Special tokens stay.
+    fn add_windows(
+        &self,
+        x: Self::Tensor,
+        pooled: &Self::Tensor,
+        special: usize,
+        grid: [usize; 2],
+        scale: usize,
     ) -> Result<Self::Tensor>;
     /// The plan of a top-k selection.
     fn select(&self, select: &Select<'_, Self::Tensor>) -> Result<Self::Plan>;

@@ -28,6 +28,14 @@ fn canonical_strings_are_printed_back() {
         "dynamicvit:keep=0.7",
         "dynamicvit:keep=[0.7,0.5,0.1]",
         "dynamicvit:keep=[0.6,0.3],layers=1/3",
+        "svite:tokens=138",
+        "svite:tokens=99,mode=mask,layerwise=true",
+        "bat:keep=0.7",
+        "bat:keep=[1,0.5,1],pairs=[4,3],clusters=2,neighbours=5",
+        "bat:keep=0.6,layers=3/6,pairs=0",
+        "mstm:keep=0.7",
+        "mstm:keep=[1,0.7],scales=none",
+        "mstm:keep=0.5,layers=1,scales=2/4",
     ] {
         let reduction: Reduction = text.parse().unwrap();
         assert_eq!(reduction.to_string(), text);
@@ -46,6 +54,11 @@ fn short_forms_become_canonical() {
         ("mctf:r=16,ahead=1,tau=1/20/40,both=true,pool=attention", "mctf:r=16"),
         ("evit:fuse=true", "evit:keep=0.7"),
         ("dynamicvit", "dynamicvit:keep=0.7"),
+        ("svite", "svite:tokens=138"),
+        ("svite:mode=gather,layerwise=false", "svite:tokens=138"),
+        ("bat:pairs=[3]", "bat:keep=0.7,pairs=3"),
+        ("bat:neighbours=0", "bat:keep=0.7"),
+        ("mstm:scales=2", "mstm:keep=0.7"),
         ("tome:r=[]", "tome:r=[]"),
     ] {
         let reduction: Reduction = text.parse().unwrap();
@@ -90,6 +103,14 @@ fn bad_strings_are_refused_with_the_remedy() {
         ("dynamicvit:keep=[0.7,0.5]", "2 shares for 3 cuts"),
         ("dynamicvit:keep=[0.7],layers=1/2", "1 shares for 2 cuts"),
         ("dynamicvit:layers=3/3", "ascending block numbers"),
+        ("svite:tokens=0", "from 1 to 65536"),
+        ("svite:mode=drop", "gather or mask"),
+        ("bat:keep=0", "above 0 and up to 1"),
+        ("bat:keep=[0.7],layers=3", "leave layers out"),
+        ("bat:pairs=[]", "one per reducing block"),
+        ("bat:clusters=-1", "one per reducing block"),
+        ("mstm:scales=1", "ascending window sides from 2 to 63"),
+        ("mstm:scales=4/2", "ascending window sides from 2 to 63"),
     ] {
         let error = text.parse::<Reduction>().unwrap_err().to_string();
         assert!(error.contains(remedy), "{text}: {error}");
@@ -117,7 +138,8 @@ fn a_method_without_its_weights_is_refused() {
         spec.parse::<Reduction>().unwrap().check(host).map_err(|error| error.to_string())
     };
     assert_eq!(check("dynamicvit", &host), Ok(()), "a shape alone has no weights to lack");
-    let with = |predictors| Host { weights: Some(OwnWeights { predictors }), ..host };
+    let with =
+        |predictors| Host { weights: Some(OwnWeights { predictors, ..OwnWeights::default() }), ..host };
     let message = check("dynamicvit", &with(2)).unwrap_err();
     for part in ["score_predictor.0.* to score_predictor.2.*", "the model has 2", "trained with DynamicViT"] {
         assert!(message.contains(part), "{message}");
@@ -128,13 +150,22 @@ fn a_method_without_its_weights_is_refused() {
     assert!(message.contains("keeps 0.06 of 16 patches before block 7: none"), "{message}");
     let message = check("dynamicvit:keep=0.7,layers=3/12", &with(2)).unwrap_err();
     assert!(message.contains("block 12 does not exist"), "{message}");
+    let message = check("svite", &with(3)).unwrap_err();
+    assert!(message.contains("gumbel.weight") && message.contains("the model has none"), "{message}");
+    let selector = OwnWeights { selector: true, ..OwnWeights::default() };
+    let host_with_selector = Host { weights: Some(selector), ..host };
+    assert_eq!(check("svite:tokens=9", &host_with_selector), Ok(()));
+    let message = check("svite:layerwise=true", &host_with_selector).unwrap_err();
+    assert!(message.contains("blocks.0.attn.gumbel.* to blocks.11.attn.gumbel.*"), "{message}");
+    assert!(check("bat", &Host { class_token: false, ..host }).unwrap_err().contains("class token"));
+    assert!(check("mstm:layers=12", &host).unwrap_err().contains("block 12 does not exist"));
     let shallow = Host { depth: 2, ..with(3) };
     assert!(check("dynamicvit", &shallow).unwrap_err().contains("give layers"));
 }
 
 /// The counts of the official code for 196 patches, and that shares are of the first ones: a larger later share keeps all.
 #[test]
-fn dynamicvit_counts() {
+fn counts_by_hand() {
     let host =
         Host { depth: 12, special: 1, class_token: true, width: 64, heads: 1, grid: [14, 14], weights: None };
     let counts = |spec: &str| {
@@ -154,6 +185,14 @@ fn dynamicvit_counts() {
     }
     assert_eq!(counts("dynamicvit:keep=[0.5,0.6,0.25]"), [197, 99, 50]);
     assert_eq!(counts("dynamicvit:keep=1"), [197]);
+    // The class token competes: k + 1 places. As many tokens as EViT without its fused one.
+    assert_eq!(counts("svite:tokens=138"), [197, 139]);
+    assert_eq!(counts("svite:tokens=138,mode=mask"), [197]);
+    assert_eq!(counts("svite:tokens=197"), [197]);
+    let evit = counts("evit:keep=0.7,fuse=false");
+    assert_eq!(counts("bat:keep=0.7"), evit);
+    assert_eq!(counts("mstm:keep=0.7"), evit);
+    assert_eq!(counts("bat:keep=0.5,pairs=9,clusters=[5,4,3]"), [197, 95, 43, 16]);
 }
 
 proptest! {
@@ -167,7 +206,7 @@ proptest! {
 
     #[test]
     fn near_misses_parse_or_are_refused(
-        name in "none|tome|mctf|evit|dynamicvit",
+        name in "none|tome|mctf|evit|dynamicvit|svite|bat|mstm",
         pairs in prop::collection::vec(("r|keep|layers|tokens|fuse|tau|ahead|pool|schedule|inflection|both",
             "[0-9]{1,3}|0\\.[0-9]{1,3}|\\[[0-9,.-]{0,9}\\]|[0-9]/[0-9]/[0-9]|true|false|max|decreasing|-1|é|"), 0..4),
     ) {

@@ -6,6 +6,7 @@
 
 mod activation;
 mod attention;
+mod cluster;
 mod head_norm;
 mod linear;
 mod matching;
@@ -15,10 +16,12 @@ mod patch;
 mod plan;
 mod predictor;
 mod reduce;
+mod score;
 mod select;
 mod softmax;
 pub mod timing;
 mod tokens;
+mod windows;
 
 use std::{fmt, sync::Arc};
 
@@ -70,6 +73,7 @@ pub const SHAPES: &[Shape] = &[
 pub const OPERATIONS: &[(&str, &[Operation])] = &[
     ("activation", activation::OPERATIONS),
     ("attention", attention::OPERATIONS),
+    ("cluster", cluster::OPERATIONS),
     ("head_norm", head_norm::OPERATIONS),
     ("linear", linear::OPERATIONS),
     ("matching", matching::OPERATIONS),
@@ -79,9 +83,11 @@ pub const OPERATIONS: &[(&str, &[Operation])] = &[
     ("plan", plan::OPERATIONS),
     ("predictor", predictor::OPERATIONS),
     ("reduce", reduce::OPERATIONS),
+    ("score", score::OPERATIONS),
     ("select", select::OPERATIONS),
     ("softmax", softmax::OPERATIONS),
     ("tokens", tokens::OPERATIONS),
+    ("windows", windows::OPERATIONS),
 ];
 
 /// Images of a counted launch: more than one, so that strides between images count.

@@ -10,6 +10,7 @@
 
 mod arithmetic;
 pub mod attention;
+pub mod cluster;
 mod convolution;
 pub mod frequency;
 mod gemm;
@@ -21,15 +22,18 @@ pub mod norm;
 mod patch;
 pub mod predictor;
 mod readout;
+mod score;
 pub mod select;
+mod windows;
 
 use std::{ops::Range, sync::Arc};
 
 use crate::{
     Error, HostTensor, Images, Result, Tensor, TokenPlan,
     backend::{
-        Backend, Convolution, Depthwise, Epilogue, Frequency, GridBackend, Heads, LinearRows, Matching,
-        Merged, Norm, NormOver, Pooling, Predictor, ScoreRequest, Scores, Select,
+        Backend, Cluster, Convolution, Depthwise, Epilogue, Frequency, GridBackend, Heads, KeepInPlace,
+        Linear, LinearRows, Matching, Merged, Norm, NormOver, Pooling, Predictor, ScoreRequest, Scores,
+        Select,
     },
     model::Activation,
 };
@@ -151,6 +155,33 @@ impl Backend for Cpu {
 
     fn keep_scores(&self, x: &Tensor, predictor: &Predictor<Tensor>, special: usize) -> Result<Tensor> {
         self.run(|| predictor::keep_scores(x, predictor, special, None))
+    }
+
+    fn token_scores(&self, x: &Tensor, selector: &Linear<Tensor>, noise: Option<&Tensor>) -> Result<Tensor> {
+        self.run(|| score::token_scores(x, selector, noise))
+    }
+
+    fn cluster(&self, cluster: &Cluster<'_, Tensor>) -> Result<TokenPlan> {
+        self.run(|| cluster::plan(cluster))
+    }
+
+    fn pool_windows(&self, x: &Tensor, special: usize, grid: [usize; 2], scale: usize) -> Result<Tensor> {
+        self.run(|| windows::pool_windows(x, special, grid, scale))
+    }
+
+    fn add_windows(
+        &self,
+        x: Tensor,
+        pooled: &Tensor,
+        special: usize,
+        grid: [usize; 2],
+        scale: usize,
+    ) -> Result<Tensor> {
+        self.run(|| windows::add_windows(x, pooled, special, grid, scale))
+    }
+
+    fn keep_in_place(&self, keep: &KeepInPlace<'_, Tensor>) -> Result<TokenPlan> {
+        self.run(|| select::in_place(keep))
     }
 
     fn select(&self, select: &Select<'_, Tensor>) -> Result<TokenPlan> {

@@ -8,9 +8,9 @@ use cudarc::{
 };
 
 use super::{
-    DType, activation::ActivationKernels, attention::AttentionKernels, head_norm::HeadNormKernels,
-    patch::PatchKernels, predictor::PredictorKernels, reduce::ReduceKernels, softmax::SoftmaxKernels,
-    tokens::TokenKernels,
+    DType, activation::ActivationKernels, attention::AttentionKernels, cluster::ClusterKernels,
+    head_norm::HeadNormKernels, patch::PatchKernels, predictor::PredictorKernels, reduce::ReduceKernels,
+    score::ScoreKernels, softmax::SoftmaxKernels, tokens::TokenKernels, windows::WindowKernels,
 };
 use crate::{Error, Result};
 
@@ -173,10 +173,13 @@ pub(super) struct Kernels {
     pub(super) merge: RowKernels,
     pub(super) unmerge: CopyKernels,
     pub(super) activation: ActivationKernels,
+    pub(super) cluster: ClusterKernels,
+    pub(super) windows: WindowKernels,
     pub(super) head_norm: HeadNormKernels,
     pub(super) patch: PatchKernels,
     pub(super) predictor: PredictorKernels,
     pub(super) reduce: ReduceKernels,
+    pub(super) score: ScoreKernels,
     pub(super) softmax: SoftmaxKernels,
     pub(super) tokens: TokenKernels,
     pub(super) compose: Kernel,
@@ -217,10 +220,13 @@ impl Kernels {
             merge: RowKernels::load(&merge, "fv_merge")?,
             unmerge: CopyKernels::load(&merge, "fv_unmerge")?,
             activation: ActivationKernels::load(&module("activation")?)?,
+            cluster: ClusterKernels::load(&module("cluster")?)?,
+            windows: WindowKernels::load(&module("windows")?)?,
             head_norm: HeadNormKernels::load(&module("head_norm")?)?,
             patch: PatchKernels::load(&module("patch")?)?,
             predictor: PredictorKernels::load(&module("predictor")?)?,
             reduce: ReduceKernels::load(&module("reduce")?)?,
+            score: ScoreKernels::load(&module("score")?)?,
             softmax: SoftmaxKernels::load(&module("softmax")?)?,
             tokens: TokenKernels::load(&module("tokens")?)?,
             compose: plan.kernel("fv_plan_compose".to_owned())?,

@@ -10,6 +10,8 @@
 //! | [`attention`] | kernels/attention.cu, `attention_stream.cu`, `attention_f32.cu`, `attention_fold.cu` | [`Backend::attention`], [`Backend::attention_scores`], [`Backend::attention_reduced`] |
 //! | [`norm`] | kernels/norm.cu | [`Backend::layer_norm`], with the residual addition before it |
 //! | [`linear`] | cuBLASLt | [`Backend::linear`] |
+//! | [`cluster`] | kernels/cluster.cu | [`Backend::cluster`] |
+//! | [`windows`] | kernels/windows.cu | [`Backend::pool_windows`], [`Backend::add_windows`] |
 //! | [`activation`] | kernels/activation.cu | [`Activation`](crate::model::Activation) |
 //! | [`head_norm`] | `kernels/head_norm.cu` | [`Backend::head_norm`] |
 //! | [`matching`] | kernels/matching.cu | [`Backend::matching`] |
@@ -18,7 +20,8 @@
 //! | [`predictor`] | kernels/predictor.cu | [`Backend::keep_scores`] |
 //! | [`plan`] | kernels/plan.cu | [`TokenPlan::then`] |
 //! | [`reduce`] | kernels/reduce.cu | sums and maxima of rows, means of columns |
-//! | [`select`] | kernels/select.cu | [`Backend::select`] |
+//! | [`score`] | kernels/score.cu | [`Backend::token_scores`] |
+//! | [`select`] | kernels/select.cu | [`Backend::select`], [`Backend::keep_in_place`] |
 //! | [`softmax`] | kernels/softmax.cu | the softmax of attention scores, as rows in memory |
 //! | [`tokens`] | kernels/tokens.cu | [`Backend::tokens`], [`Backend::mean_tokens`] |
 //!
@@ -57,6 +60,11 @@
 //! [`Backend::patches`]: crate::backend::Backend::patches
 //! [`Backend::embed`]: crate::backend::Backend::embed
 //! [`Backend::keep_scores`]: crate::backend::Backend::keep_scores
+//! [`Backend::token_scores`]: crate::backend::Backend::token_scores
+//! [`Backend::cluster`]: crate::backend::Backend::cluster
+//! [`Backend::pool_windows`]: crate::backend::Backend::pool_windows
+//! [`Backend::add_windows`]: crate::backend::Backend::add_windows
+//! [`Backend::keep_in_place`]: crate::backend::Backend::keep_in_place
 //! [`Backend::select`]: crate::backend::Backend::select
 //! [`TokenPlan::then`]: crate::TokenPlan::then
 
@@ -65,6 +73,7 @@ pub mod attention;
 mod backend;
 mod blas;
 mod borrow;
+pub mod cluster;
 mod device;
 mod element;
 mod engine;
@@ -82,10 +91,12 @@ pub mod plan;
 pub mod predictor;
 mod record;
 pub mod reduce;
+pub mod score;
 pub mod select;
 pub mod softmax;
 mod strided;
 pub mod tokens;
+pub mod windows;
 
 pub use backend::{Cuda, CudaPlan, CudaTensor};
 pub use blas::Blas;

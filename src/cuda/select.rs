@@ -40,10 +40,12 @@ struct Params {
     keep: i32,
     fused: i32,
     places: i32,
+    order: i32,
+    reserved: i32,
 }
 
 const _: () = assert!(
-    size_of::<Params>() == 80
+    size_of::<Params>() == 88
         && std::mem::offset_of!(Params, strides) == 40
         && std::mem::offset_of!(Params, heads) == 56
 );
@@ -80,6 +82,51 @@ impl Selection {
     fn fuses(&self, tokens: usize) -> bool {
         self.fuse && self.special + self.keep < tokens
     }
+}
+
+/// Who is kept in place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InPlace {
+    /// Tokens at the front that stay whatever their scores.
+    pub special: usize,
+    /// How many tokens are the best, special ones among them or not.
+    pub keep: usize,
+    /// All tokens stay, but those that would go have weight 0.
+    pub masked: bool,
+}
+
+impl InPlace {
+    /// The places for what is left of `tokens`.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when there are not that many.
+    pub fn tokens_out(&self, tokens: usize) -> Result<usize> {
+        if self.special > tokens || self.keep > tokens {
+            return Err(Error::argument(
+                OP,
+                format!("cannot keep {} of {tokens} tokens of which {} are special", self.keep, self.special),
+            ));
+        }
+        Ok(if self.masked { tokens } else { (self.special + self.keep).min(tokens) })
+    }
+}
+
+/// Where tokens that stay go, as the kernels number it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    ByScore = 0,
+    InPlace = 1,
+    Masked = 2,
+}
+
+/// What a launch does.
+#[derive(Clone, Copy, Debug)]
+struct Job {
+    special: usize,
+    keep: usize,
+    fused: bool,
+    order: Order,
+    tokens_out: usize,
 }
 
 /// Writes the plan of a selection by class scores (B, H, N), whose mean over heads decides. Ties go to the lower index, NaN
@@ -120,12 +167,79 @@ pub unsafe fn select_raw(
     selection: Selection,
     plan: &PlanPointers,
 ) -> Result<()> {
+    let tokens = class_scores.shape[2];
+    let job = Job {
+        special: selection.special,
+        keep: selection.keep,
+        fused: selection.fuses(tokens),
+        order: Order::ByScore,
+        tokens_out: selection.tokens_out(tokens)?,
+    };
+    // SAFETY: the caller's promise.
+    unsafe { run(device, stream, dtype, class_scores, job, plan) }
+}
+
+/// Writes the plan of a selection in place by scores (B, H, N), whose mean over heads decides. All tokens compete; what is kept
+/// stands in order of index, with empty groups behind it where special tokens are among the best.
+///
+/// # Errors
+/// As [`select`].
+pub fn keep_in_place<T: Element>(
+    device: &Device,
+    stream: &CudaStream,
+    scores: &Strided<CudaView<'_, T>>,
+    selection: InPlace,
+    plan: &mut DevicePlan,
+) -> Result<()> {
+    let borrow = Borrow { op: OP, device, stream };
+    let (scores, _scores) = borrow.read("scores", scores)?;
+    let (plan, _plan) = plan.write(OP, "plan", device, stream)?;
+    // SAFETY: as in `select`.
+    unsafe { keep_in_place_raw(device, stream, T::DTYPE, &scores, selection, &plan) }
+}
+
+/// [`keep_in_place`] over device pointers.
+///
+/// # Errors
+/// As [`select`].
+///
+/// # Safety
+/// As [`select_raw`].
+pub unsafe fn keep_in_place_raw(
+    device: &Device,
+    stream: &CudaStream,
+    dtype: DType,
+    scores: &Strided<DevicePointer>,
+    selection: InPlace,
+    plan: &PlanPointers,
+) -> Result<()> {
+    let job = Job {
+        special: selection.special,
+        keep: selection.keep,
+        fused: false,
+        order: if selection.masked { Order::Masked } else { Order::InPlace },
+        tokens_out: selection.tokens_out(scores.shape[2])?,
+    };
+    // SAFETY: the caller's promise.
+    unsafe { run(device, stream, dtype, scores, job, plan) }
+}
+
+/// # Safety
+/// As [`select_raw`].
+unsafe fn run(
+    device: &Device,
+    stream: &CudaStream,
+    dtype: DType,
+    class_scores: &Strided<DevicePointer>,
+    job: Job,
+    plan: &PlanPointers,
+) -> Result<()> {
     let _range = nvtx::range(OP);
     device.check_stream(OP, stream)?;
     class_scores.check(OP, "class scores", dtype)?;
     plan.check(OP, "plan")?;
     let [batch, heads, tokens] = class_scores.shape;
-    let tokens_out = selection.tokens_out(tokens)?;
+    let Job { special, keep, fused, order, tokens_out } = job;
     if (plan.batch, plan.tokens_in, plan.tokens_out) != (batch, tokens, tokens_out) {
         return Err(Error::argument(
             OP,
@@ -138,7 +252,8 @@ pub unsafe fn select_raw(
     if tokens > MOST_TOKENS {
         return Err(Error::argument(OP, format!("{tokens} tokens, at most {MOST_TOKENS}")));
     }
-    let places = (tokens - selection.special).next_power_of_two();
+    let candidates = if order == Order::ByScore { tokens - special } else { tokens };
+    let places = candidates.next_power_of_two();
     let params = Params {
         scores: class_scores.data,
         offsets: plan.offsets,
@@ -148,10 +263,12 @@ pub unsafe fn select_raw(
         strides: class_scores.kernel_strides(),
         heads: int(OP, "heads", heads)?,
         tokens: int(OP, "tokens", tokens)?,
-        special: int(OP, "special tokens", selection.special)?,
-        keep: int(OP, "tokens to keep", selection.keep)?,
-        fused: i32::from(selection.fuses(tokens)),
+        special: int(OP, "special tokens", special)?,
+        keep: int(OP, "tokens to keep", keep)?,
+        fused: i32::from(fused),
         places: int(OP, "places", places)?,
+        order: order as i32,
+        reserved: 0,
     };
     let kernels = device.kernels();
     let (kernel, block, shared) = if tokens <= RANK_TOKENS {
@@ -184,6 +301,7 @@ pub(super) fn permit_shared_memory(kernels: &Kernels, device: &str, limit: i32) 
         .chain(resident)
         .chain(tiles)
         .chain(kernels.predictor.dynamic())
+        .chain(kernels.cluster.dynamic())
         .try_for_each(|(kernel, bytes)| permit(kernel, bytes, device, limit))
 }
 

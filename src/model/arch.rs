@@ -115,14 +115,24 @@ pub fn random_reducers(config: &VitConfig, needed: OwnWeights, seed: u64) -> Red
         weight: random(&[outputs, inputs], (inputs as f32).powf(-0.5)),
         bias: Some(Tensor::zeros(&[outputs])),
     };
-    let predictor = |_| Predictor {
+    let predictor = |linear: &mut dyn FnMut(usize, usize) -> Linear<Tensor>| Predictor {
         norm: plain_norm(c, 1e-5),
         hidden: linear(c, c),
         first: linear(c / 2, c),
         second: linear(c / 4, c / 2),
         last: linear(2, c / 4),
     };
-    Reducers { predictors: (0..needed.predictors).map(predictor).collect() }
+    let predictors = (0..needed.predictors).map(|_| predictor(&mut linear)).collect();
+    let selector = needed.selector.then(|| linear(1, c));
+    Reducers {
+        predictors,
+        selector,
+        layer_selectors: (0..needed.layer_selectors).map(|_| linear(1, c)).collect(),
+        projections: (2..64)
+            .filter(|scale| needed.projections >> scale & 1 == 1)
+            .map(|scale| (scale, linear(c, c)))
+            .collect(),
+    }
 }
 
 /// Random parameters of the right shapes and of a sane scale: what a model costs does not depend on what it knows.

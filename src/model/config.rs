@@ -305,16 +305,27 @@ impl<T> VitParams<T> {
 pub struct Reducers<T> {
     /// DynamicViT's, one for each place where tokens are cut.
     pub predictors: Vec<Predictor<T>>,
+    /// SViTE's, before block 0: weight (1, C), bias (1).
+    pub selector: Option<Linear<T>>,
+    /// SViTE's in the attentions, one a block, if there are any.
+    pub layer_selectors: Vec<Linear<T>>,
+    /// MSTM's, one for each scale that has one: (C, C).
+    pub projections: Vec<(usize, Linear<T>)>,
 }
 
 impl<T> Default for Reducers<T> {
     fn default() -> Self {
-        Self { predictors: Vec::new() }
+        Self { predictors: Vec::new(), selector: None, layer_selectors: Vec::new(), projections: Vec::new() }
     }
 }
 
 impl<T> Reducers<T> {
     fn own(&self) -> OwnWeights {
-        OwnWeights { predictors: self.predictors.len() }
+        OwnWeights {
+            predictors: self.predictors.len(),
+            selector: self.selector.is_some(),
+            layer_selectors: self.layer_selectors.len(),
+            projections: self.projections.iter().fold(0, |bits, (scale, _)| bits | 1 << scale),
+        }
     }
 }

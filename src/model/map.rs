@@ -86,7 +86,18 @@ impl<T> Reducers<T> {
     /// The first one that `f` returns.
     pub fn try_map<U>(self, f: &mut dyn FnMut(T) -> Result<U>) -> Result<Reducers<U>> {
         let predictors = self.predictors.into_iter().map(|predictor| predictor.try_map(f));
-        Ok(Reducers { predictors: predictors.collect::<Result<_>>()? })
+        let predictors = predictors.collect::<Result<_>>()?;
+        let selector = self.selector.try_map(f)?;
+        let layer_selectors = self.layer_selectors.into_iter().map(|selector| selector.try_map(f));
+        let layer_selectors = layer_selectors.collect::<Result<_>>()?;
+        let projections = self.projections.into_iter();
+        let projections = projections.map(|(scale, projection)| Ok((scale, projection.try_map(f)?)));
+        Ok(Reducers {
+            predictors,
+            selector,
+            layer_selectors,
+            projections: projections.collect::<Result<_>>()?,
+        })
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{BlockParams, Readout, VitConfig, VitParams};
 use crate::{
     Error, Images, Result, SourceMap, Tensor,
-    backend::{Backend, Epilogue, Heads, Linear, Merged, Norm, ScoreRequest, Scores},
+    backend::{Backend, Epilogue, Heads, Linear, Merged, Norm, Pooling, ScoreRequest, Scores},
     reduction::{Evidence, Host, Method, Site, Step},
 };
 
@@ -262,6 +262,7 @@ type Stepped<B> = (Stream<<B as Backend>::Tensor>, Option<<B as Backend>::Plan>)
 impl<B: Backend, M: Method> BlockPass<'_, B, M> {
     fn run(&self, stream: Stream<B::Tensor>, observer: &mut impl Observer<B>) -> Result<Stepped<B>> {
         let backend = &self.model.backend;
+        let stream = self.prepared(stream)?;
         match self.step {
             Some(step @ Step { site: Site::BeforeBlock, .. }) => {
                 let none = Scores { class: None, received: None };
@@ -320,9 +321,10 @@ impl<B: Backend, M: Method> BlockPass<'_, B, M> {
 
     /// The block without reduction, from its first LayerNorm's result on.
     fn plain(&self, stream: Stream<B::Tensor>, normed: B::Tensor) -> Result<Stream<B::Tensor>> {
-        let qkv = self.heads(&normed, 0..3)?;
+        let input = self.masked(normed)?;
+        let qkv = self.heads(&input, 0..3)?;
         // What is not needed any more makes room at once, here and below.
-        drop(normed);
+        drop(input);
         let (context, _) =
             self.model.backend.attention(&self.view(&qkv, stream.sizes.as_ref()), ScoreRequest::default())?;
         drop(qkv);
@@ -330,6 +332,27 @@ impl<B: Backend, M: Method> BlockPass<'_, B, M> {
         let tokens = self.project(&context, tokens)?;
         drop(context);
         Ok(Stream { tokens: self.mlp(tokens, None)?, sizes, count })
+    }
+
+    /// The tokens as the method wants them to enter the block.
+    fn prepared(&self, stream: Stream<B::Tensor>) -> Result<Stream<B::Tensor>> {
+        let (backend, weights) = (&self.model.backend, &self.model.params.reducers);
+        let host = self.model.host();
+        let prepared = self.method.prepare(backend, self.layer, &stream.tokens, &host, weights)?;
+        Ok(match prepared {
+            Some(tokens) => Stream { tokens, ..stream },
+            None => stream,
+        })
+    }
+
+    /// The attention's input after a method's mask, if it has one.
+    fn masked(&self, normed: B::Tensor) -> Result<B::Tensor> {
+        let (backend, weights) = (&self.model.backend, &self.model.params.reducers);
+        let special = self.model.config.special_tokens();
+        match self.method.attention_mask(backend, self.layer, &normed, special, weights)? {
+            Some(plan) => Ok(backend.merge(&normed, None, &plan, Pooling::Weighted, None)?.tokens),
+            None => Ok(normed),
+        }
     }
 
     /// MCTF's order: look at the attention map, reduce, then attend.
@@ -536,6 +559,15 @@ fn check_params(config: &VitConfig, params: &VitParams<Tensor>) -> Result<()> {
         linear(&name("first"), &predictor.first, c / 2, c)?;
         linear(&name("second"), &predictor.second, c / 4, c / 2)?;
         linear(&name("last"), &predictor.last, 2, c / 4)?;
+    }
+    for selector in params.reducers.selector.iter().chain(&params.reducers.layer_selectors) {
+        linear("selector", selector, 1, c)?;
+    }
+    for (scale, projection) in &params.reducers.projections {
+        linear("projection", projection, c, c)?;
+        if !(2..64).contains(scale) {
+            return Err(Error::model(format!("a projection of scale {scale}: scales go from 2 to 63")));
+        }
     }
     if params.head_dist.is_some() && !config.distillation_token {
         return Err(Error::model("a distillation head needs a distillation token"));

@@ -75,7 +75,7 @@ impl DynamicVit {
     }
 
     pub(super) fn own_weights(&self, host: &Host) -> OwnWeights {
-        OwnWeights { predictors: self.cuts(host.depth).len() }
+        OwnWeights { predictors: self.cuts(host.depth).len(), ..OwnWeights::default() }
     }
 }
 

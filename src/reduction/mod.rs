@@ -1,17 +1,23 @@
 //! Token reduction: one file per method. A method decides where in the network tokens go and how many, and builds the
 //! [`TokenPlan`](crate::TokenPlan) of each step out of backend operations. It knows no device.
 
+mod bat;
 mod dynamicvit;
 mod evit;
 mod mctf;
+mod mstm;
 mod spec;
+mod svite;
 mod tome;
 
 use std::{fmt, str::FromStr};
 
+pub use bat::Bat;
 pub use dynamicvit::DynamicVit;
 pub use evit::{Evit, Keep};
 pub use mctf::{Amount, LookAhead, Mctf, MctfPooling};
+pub use mstm::Mstm;
+pub use svite::{Removal, Svite};
 pub use tome::{Schedule, Tome};
 
 use crate::{
@@ -51,6 +57,12 @@ impl Host {
 pub struct OwnWeights {
     /// DynamicViT's predictors.
     pub predictors: usize,
+    /// SViTE's selector.
+    pub selector: bool,
+    /// SViTE's selectors in the attentions.
+    pub layer_selectors: usize,
+    /// MSTM's projections: bit s for the scale s.
+    pub projections: u64,
 }
 
 /// Where in a block tokens are reduced.
@@ -142,6 +154,37 @@ pub trait Method: Sync {
     /// # Errors
     /// Those of the backend's operations.
     fn plan<B: Backend>(&self, backend: &B, evidence: &Evidence<'_, B>) -> Result<B::Plan>;
+
+    /// What the residual stream (B, N, C) becomes before block `layer`, as many tokens; nothing if it stays as it is.
+    ///
+    /// # Errors
+    /// Those of the backend's operations.
+    fn prepare<B: Backend>(
+        &self,
+        _backend: &B,
+        _layer: usize,
+        _tokens: &B::Tensor,
+        _host: &Host,
+        _weights: &Reducers<B::Tensor>,
+    ) -> Result<Option<B::Tensor>> {
+        Ok(None)
+    }
+
+    /// What becomes of the input of block `layer`'s attention, `normed` (B, N, C): a plan of as many tokens, usually a mask,
+    /// or nothing. The residual stream does not see it.
+    ///
+    /// # Errors
+    /// Those of the backend's operations.
+    fn attention_mask<B: Backend>(
+        &self,
+        _backend: &B,
+        _layer: usize,
+        _normed: &B::Tensor,
+        _special: usize,
+        _weights: &Reducers<B::Tensor>,
+    ) -> Result<Option<B::Plan>> {
+        Ok(None)
+    }
 }
 
 /// Any of this crate's methods, as written in a specification string.
@@ -167,11 +210,18 @@ pub enum Reduction {
     Evit(Evit),
     /// Dynamic token sparsification.
     DynamicVit(DynamicVit),
+    /// Sparse training with a token selector.
+    Svite(Svite),
+    /// Beyond attentive tokens.
+    Bat(Bat),
+    /// Multi-scale features and token mergence.
+    Mstm(Mstm),
 }
 
 impl Reduction {
     /// The names that specification strings begin with.
-    pub const NAMES: [&'static str; 5] = ["none", "tome", "mctf", "evit", "dynamicvit"];
+    pub const NAMES: [&'static str; 8] =
+        ["none", "tome", "mctf", "evit", "dynamicvit", "svite", "bat", "mstm"];
 
     /// Tokens entering block 0 and leaving each block.
     pub fn token_counts(&self, tokens: usize, host: &Host) -> Vec<usize> {
@@ -182,6 +232,7 @@ impl Reduction {
     pub fn own_weights(&self, host: &Host) -> OwnWeights {
         match self {
             Self::DynamicVit(m) => m.own_weights(host),
+            Self::Svite(m) => m.own_weights(host),
             _ => OwnWeights::default(),
         }
     }
@@ -209,6 +260,9 @@ impl FromStr for Reduction {
             "mctf" => Self::Mctf(Mctf::from_fields(&mut fields)?),
             "evit" => Self::Evit(Evit::from_fields(&mut fields)?),
             "dynamicvit" => Self::DynamicVit(DynamicVit::from_fields(&mut fields)?),
+            "svite" => Self::Svite(Svite::from_fields(&mut fields)?),
+            "bat" => Self::Bat(Bat::from_fields(&mut fields)?),
+            "mstm" => Self::Mstm(Mstm::from_fields(&mut fields)?),
             name => {
                 return Err(
                     fields.error(format!("unknown method `{name}`; known are {}", Self::NAMES.join(", ")))
@@ -228,6 +282,9 @@ impl fmt::Display for Reduction {
             Self::Mctf(mctf) => mctf.fmt(f),
             Self::Evit(evit) => evit.fmt(f),
             Self::DynamicVit(m) => m.fmt(f),
+            Self::Svite(m) => m.fmt(f),
+            Self::Bat(m) => m.fmt(f),
+            Self::Mstm(m) => m.fmt(f),
         }
     }
 }
@@ -240,6 +297,9 @@ impl Method for Reduction {
             Self::Mctf(m) => m.check(host),
             Self::Evit(m) => m.check(host),
             Self::DynamicVit(m) => m.check(host),
+            Self::Svite(m) => m.check(host),
+            Self::Bat(m) => m.check(host),
+            Self::Mstm(m) => m.check(host),
         }
     }
 
@@ -250,6 +310,9 @@ impl Method for Reduction {
             Self::Mctf(m) => m.step(layer, tokens, host),
             Self::Evit(m) => m.step(layer, tokens, host),
             Self::DynamicVit(m) => m.step(layer, tokens, host),
+            Self::Svite(m) => m.step(layer, tokens, host),
+            Self::Bat(m) => m.step(layer, tokens, host),
+            Self::Mstm(m) => m.step(layer, tokens, host),
         }
     }
 
@@ -260,6 +323,9 @@ impl Method for Reduction {
             Self::Mctf(m) => m.proportional_attention(),
             Self::Evit(m) => m.proportional_attention(),
             Self::DynamicVit(m) => m.proportional_attention(),
+            Self::Svite(m) => m.proportional_attention(),
+            Self::Bat(m) => m.proportional_attention(),
+            Self::Mstm(m) => m.proportional_attention(),
         }
     }
 
@@ -270,6 +336,37 @@ impl Method for Reduction {
             Self::Mctf(m) => m.plan(backend, evidence),
             Self::Evit(m) => m.plan(backend, evidence),
             Self::DynamicVit(m) => m.plan(backend, evidence),
+            Self::Svite(m) => m.plan(backend, evidence),
+            Self::Bat(m) => m.plan(backend, evidence),
+            Self::Mstm(m) => m.plan(backend, evidence),
+        }
+    }
+
+    fn prepare<B: Backend>(
+        &self,
+        backend: &B,
+        layer: usize,
+        tokens: &B::Tensor,
+        host: &Host,
+        weights: &Reducers<B::Tensor>,
+    ) -> Result<Option<B::Tensor>> {
+        match self {
+            Self::Mstm(m) => m.prepare(backend, layer, tokens, host, weights),
+            _ => Ok(None),
+        }
+    }
+
+    fn attention_mask<B: Backend>(
+        &self,
+        backend: &B,
+        layer: usize,
+        normed: &B::Tensor,
+        special: usize,
+        weights: &Reducers<B::Tensor>,
+    ) -> Result<Option<B::Plan>> {
+        match self {
+            Self::Svite(m) => m.attention_mask(backend, layer, normed, special, weights),
+            _ => Ok(None),
         }
     }
 }

@@ -328,7 +328,7 @@ impl<'a> Reader<'a> {
         if let Some((_, name)) = self.names.slots().find(|(slot, _)| !self.taken.contains(slot)) {
             return Err(self.checkpoint.error(name, self.names.extra()));
         }
-        let reducers = reducers::read(self.checkpoint, self.names.reducers(), c)?;
+        let reducers = reducers::read(self.checkpoint, self.names.reducers(), c, s.depth)?;
         Ok(VitParams {
             patch,
             prefix,

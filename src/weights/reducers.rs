@@ -1,6 +1,6 @@
 //! The parameters of reduction methods that come with some of their own, in the names of their official code.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Checkpoint, text::shape};
 use crate::{
@@ -10,14 +10,20 @@ use crate::{
 };
 
 /// Beginnings of the names that belong to reduction methods.
-const PREFIXES: [&str; 1] = ["score_predictor."];
+const PREFIXES: [&str; 3] = ["score_predictor.", "gumbel.", "msf."];
 
 /// PyTorch's default, which the predictors' LayerNorm has whatever the model's.
 const PREDICTOR_EPS: f32 = 1e-5;
 
 /// Whether a name, free of wrappers, is that of a reduction method's parameter.
 pub(super) fn is_reducer(name: &str) -> bool {
-    PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || layer_selector(name).is_some()
+}
+
+/// The block of a selector in an attention, `blocks.{i}.attn.gumbel.*`.
+fn layer_selector(name: &str) -> Option<usize> {
+    let (block, rest) = name.strip_prefix("blocks.")?.split_once('.')?;
+    rest.strip_prefix("attn.gumbel.").and_then(|_| block.parse().ok())
 }
 
 /// The reduction methods' tensors of a checkpoint that nobody has asked for yet, by their names without wrappers.
@@ -71,6 +77,7 @@ pub(super) fn read<'a>(
     checkpoint: &'a Checkpoint,
     names: impl Iterator<Item = (&'a str, &'a str)>,
     width: usize,
+    depth: usize,
 ) -> Result<Reducers<Tensor>> {
     let mut tensors = Tensors { checkpoint, left: names.collect() };
     let number = |name: &str| name.strip_prefix("score_predictor.")?.split('.').next()?.parse::<usize>().ok();
@@ -79,8 +86,22 @@ pub(super) fn read<'a>(
         // A number that is left out is found missing here: predictors count from 0.
         predictors.push(tensors.predictor(predictors.len(), width)?);
     }
+    let has = |tensors: &Tensors<'_>, prefix: &str| tensors.left.keys().any(|name| name.starts_with(prefix));
+    let selector = has(&tensors, "gumbel.").then(|| tensors.linear("gumbel", 1, width)).transpose()?;
+    let mut layer_selectors = Vec::new();
+    if tensors.left.keys().any(|name| layer_selector(name).is_some()) {
+        for block in 0..depth {
+            layer_selectors.push(tensors.linear(&format!("blocks.{block}.attn.gumbel"), 1, width)?);
+        }
+    }
+    let scale = |name: &str| name.strip_prefix("msf.")?.split('.').next()?.parse::<usize>().ok();
+    let scales: BTreeSet<usize> = tensors.left.keys().filter_map(|name| scale(name)).collect();
+    let mut projections = Vec::new();
+    for scale in scales {
+        projections.push((scale, tensors.linear(&format!("msf.{scale}"), width, width)?));
+    }
     match tensors.left.first_key_value() {
         Some((_, full)) => Err(checkpoint.error(full, "extra tensor, not part of a reduction method")),
-        None => Ok(Reducers { predictors }),
+        None => Ok(Reducers { predictors, selector, layer_selectors, projections }),
     }
 }

@@ -5,25 +5,11 @@ use std::{
     process::ExitCode,
 };
 
-use super::{Check, File, dynamicvit, evit, mctf, tome, vit};
+use super::{Check, File, cluster, dynamicvit, evit, mctf, svite, tome, vit};
 
 /// Kinds of methods and models that are not built yet.
-const PENDING: &[&str] = &[
-    "bat_model",
-    "bat_ops",
-    "dynamicvit_lvvit",
-    "lvvit",
-    "mstm_model",
-    "mstm_ops",
-    "s2vite",
-    "svite_deit_sparse",
-    "svite_dropgrow",
-    "svite_layerwise_selector",
-    "svite_selector",
-    "svite_structured",
-    "t2tvit",
-    "erk_density",
-];
+const PENDING: &[&str] =
+    &["dynamicvit_lvvit", "lvvit", "s2vite", "svite_dropgrow", "svite_structured", "t2tvit", "erk_density"];
 
 fn folder(root: &Path) -> PathBuf {
     if let Some(dir) = std::env::var_os("FOVEATE_GOLDEN_DIR") {
@@ -48,6 +34,13 @@ fn run(kind: &str, file: &File, check: &mut Check) -> Option<()> {
         "evit_posresize" => evit::position_resize(file, check),
         "dynamicvit_predictor" => dynamicvit::predictors(file, check),
         "dynamicvit_model" => dynamicvit::model(file, check),
+        "svite_selector" => svite::selector(file, check),
+        "svite_deit_sparse" => svite::model(file, check),
+        "svite_layerwise_selector" => svite::layerwise(file, check),
+        "bat_ops" => cluster::bat_ops(file, check),
+        "bat_model" => cluster::bat_model(file, check),
+        "mstm_ops" => cluster::mstm_ops(file, check),
+        "mstm_model" => cluster::mstm_model(file, check),
         "reduction_counts" => evit::counts(file, check),
         "vit_weights" => vit::weights(file, check),
         "vit_model" => vit::model(file, check),

@@ -1,9 +1,11 @@
 //! Reading golden files and comparing with them.
 
+pub(crate) mod cluster;
 pub(crate) mod dynamicvit;
 pub(crate) mod evit;
 pub(crate) mod harness;
 pub(crate) mod mctf;
+pub(crate) mod svite;
 pub(crate) mod tome;
 pub(crate) mod vit;
 

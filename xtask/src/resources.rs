@@ -47,6 +47,9 @@ const DYNAMIC_SHARED: &[(&str, u32)] = &[
     // Up to 2,880 tokens; beyond, 4 bytes each.
     ("fv_match_tiles", 11_520),
     ("fv_match_criteria", 11_520),
+    // 197 tokens.
+    ("fv_cluster_plan", 3_948),
+    ("fv_cluster_nearest", 944),
     // Tokens of 384 values.
     ("fv_predictor_score_f32", 53_760),
     ("fv_predictor_score", 41_472),
@@ -68,6 +71,10 @@ const REASONS: &[(&str, &str)] = &[
         "64 queries' sums, queries and 64 scores of each in registers, as many as products need to be reused",
     ),
     ("fv_attention_scores", "the keys of a block stay in registers over all queries"),
+    (
+        "fv_cluster_pairs",
+        "bound by fused multiply-adds: 32 sums and the next step of eight rows in registers; 128 registers spill",
+    ),
     (
         "fv_predictor_",
         "products: a warp's 32 x 32 sums and the next step of the tokens stay in registers, and the next step of the weights is \

@@ -4,6 +4,7 @@
 //! driver's stream-ordered allocator and goes back when the last clone of a tensor is dropped.
 
 mod attention;
+mod cluster;
 mod ledger;
 mod limits;
 mod linear;
@@ -11,6 +12,7 @@ mod matching;
 mod memory;
 mod predictor;
 mod readout;
+mod score;
 mod tensor;
 
 use std::{ops::Range, sync::Arc};
@@ -37,8 +39,8 @@ use super::{
 use crate::{
     Error, Images, Pixels, Result, Tensor, TokenPlan,
     backend::{
-        Backend, Epilogue, Heads, LinearRows, Matching, Merged, Norm, Pooling, Predictor, ScoreRequest,
-        Scores, Select,
+        Backend, Cluster, Epilogue, Heads, KeepInPlace, Linear, LinearRows, Matching, Merged, Norm, Pooling,
+        Predictor, ScoreRequest, Scores, Select,
     },
 };
 
@@ -419,6 +421,44 @@ impl Backend for Cuda {
         special: usize,
     ) -> Result<CudaTensor> {
         self.predicted_scores(x, predictor, special)
+    }
+
+    fn token_scores(
+        &self,
+        x: &CudaTensor,
+        selector: &Linear<CudaTensor>,
+        noise: Option<&CudaTensor>,
+    ) -> Result<CudaTensor> {
+        self.selector_scores(x, selector, noise)
+    }
+
+    fn cluster(&self, cluster: &Cluster<'_, CudaTensor>) -> Result<CudaPlan> {
+        self.cluster_tokens(cluster)
+    }
+
+    fn pool_windows(
+        &self,
+        x: &CudaTensor,
+        special: usize,
+        grid: [usize; 2],
+        scale: usize,
+    ) -> Result<CudaTensor> {
+        self.pooled_windows(x, special, grid, scale)
+    }
+
+    fn add_windows(
+        &self,
+        x: CudaTensor,
+        pooled: &CudaTensor,
+        special: usize,
+        grid: [usize; 2],
+        scale: usize,
+    ) -> Result<CudaTensor> {
+        self.added_windows(x, pooled, special, grid, scale)
+    }
+
+    fn keep_in_place(&self, keep: &KeepInPlace<'_, CudaTensor>) -> Result<CudaPlan> {
+        self.kept_in_place(keep)
     }
 
     fn select(&self, select: &Select<'_, CudaTensor>) -> Result<CudaPlan> {

@@ -5,8 +5,8 @@ use std::ops::Range;
 use foveate::{
     Images, Result, Tensor, TokenPlan,
     backend::{
-        Attraction, Backend, Epilogue, Heads, Linear, LinearRows, Matching, Merged, Metric, Norm, Pooling,
-        Predictor, ScoreRequest, Scores, Select, Weighting,
+        Attraction, Backend, Cluster, Epilogue, Heads, KeepInPlace, Linear, LinearRows, Matching, Merged,
+        Metric, Norm, Pooling, Predictor, ScoreRequest, Scores, Select, Weighting,
     },
     cuda::{Cuda, CudaTensor},
 };
@@ -193,10 +193,46 @@ impl Backend for Mirror {
         self.0.download(&self.0.keep_scores(&self.up(x)?, &predictor, special)?)
     }
 
+    fn token_scores(&self, x: &Tensor, selector: &Linear<Tensor>, noise: Option<&Tensor>) -> Result<Tensor> {
+        let bias = self.up_maybe(selector.bias.as_ref())?;
+        let selector = Linear { weight: self.up(&selector.weight)?, bias };
+        self.0.download(&self.0.token_scores(&self.up(x)?, &selector, self.up_f32(noise)?.as_ref())?)
+    }
+
+    fn cluster(&self, cluster: &Cluster<'_, Tensor>) -> Result<TokenPlan> {
+        let (tokens, scores) = (self.up(cluster.tokens)?, self.0.upload_f32(cluster.class_scores.clone())?);
+        let &Cluster { special, keep, inattentive, .. } = cluster;
+        let cluster = Cluster { tokens: &tokens, class_scores: &scores, special, keep, inattentive };
+        self.0.download_plan(&self.0.cluster(&cluster)?)
+    }
+
+    fn pool_windows(&self, x: &Tensor, special: usize, grid: [usize; 2], scale: usize) -> Result<Tensor> {
+        self.0.download(&self.0.pool_windows(&self.up(x)?, special, grid, scale)?)
+    }
+
+    fn add_windows(
+        &self,
+        x: Tensor,
+        pooled: &Tensor,
+        special: usize,
+        grid: [usize; 2],
+        scale: usize,
+    ) -> Result<Tensor> {
+        self.0.download(&self.0.add_windows(self.0.upload(x)?, &self.up(pooled)?, special, grid, scale)?)
+    }
+
+    fn keep_in_place(&self, keep: &KeepInPlace<'_, Tensor>) -> Result<TokenPlan> {
+        let scores = self.0.upload_f32(keep.scores.clone())?;
+        let keep =
+            KeepInPlace { scores: &scores, special: keep.special, keep: keep.keep, masked: keep.masked };
+        self.0.download_plan(&self.0.keep_in_place(&keep)?)
+    }
+
     fn select(&self, select: &Select<'_, Tensor>) -> Result<TokenPlan> {
         let &Select { class_scores, special, keep, fuse } = select;
         let class_scores = self.0.upload_f32(class_scores.clone())?;
-        self.0.download_plan(&self.0.select(&Select { class_scores: &class_scores, special, keep, fuse })?)
+        let select = Select { class_scores: &class_scores, special, keep, fuse };
+        self.0.download_plan(&self.0.select(&select)?)
     }
 
     fn merge(

@@ -8,15 +8,15 @@ use foveate::{
     backend::{Backend, Heads, Merged, Scores, Select},
     cpu::Cpu,
     cuda::{Cuda, CudaPlan, CudaTensor, DType},
-    model::{Activation, Observer, Readout, Vit, VitConfig, VitParams, arch},
-    reduction::{Evidence, Host, Method, Step},
+    model::{Activation, Observer, Readout, Reducers, Vit, VitConfig, VitParams, arch},
+    reduction::{Evidence, Host, Method, Removal, Step},
     weights::{Checkpoint, Overrides, load_vit},
 };
 use foveate_device_tests::{Turn, rounded};
 use half::{bf16, f16};
 
 /// The methods, with every way MCTF looks ahead and every kind of pooling.
-const SPECS: [&str; 12] = [
+const SPECS: [&str; 21] = [
     "none",
     "tome:r=3",
     "tome:r=4,proportional=false",
@@ -29,6 +29,15 @@ const SPECS: [&str; 12] = [
     "evit:keep=0.5,layers=1,fuse=false",
     "dynamicvit:keep=0.7,layers=0/1/2",
     "dynamicvit:keep=[0.6,0.3],layers=1/2",
+    "svite:tokens=9",
+    "svite:tokens=9,mode=mask",
+    "svite:tokens=7,mode=mask,layerwise=true",
+    "bat:keep=0.7,layers=0/2",
+    "bat:keep=0.5,layers=1,pairs=2,clusters=3,neighbours=3",
+    "bat:keep=0.4,layers=0,clusters=0",
+    "mstm:keep=0.6,layers=0/1",
+    "mstm:keep=0.7,layers=1,scales=none",
+    "mstm:keep=0.5,layers=1,scales=2/3",
 ];
 
 /// The most that a result may differ, of its largest value.
@@ -98,6 +107,28 @@ impl Method for Replay<'_> {
     fn plan<B: Backend>(&self, backend: &B, evidence: &Evidence<'_, B>) -> Result<B::Plan> {
         let plan = self.plans.iter().find(|(layer, _)| *layer == evidence.layer);
         backend.upload_plan(plan.expect("a plan for each step").1.clone())
+    }
+
+    fn prepare<B: Backend>(
+        &self,
+        backend: &B,
+        layer: usize,
+        tokens: &B::Tensor,
+        host: &Host,
+        weights: &Reducers<B::Tensor>,
+    ) -> Result<Option<B::Tensor>> {
+        self.method.prepare(backend, layer, tokens, host, weights)
+    }
+
+    fn attention_mask<B: Backend>(
+        &self,
+        backend: &B,
+        layer: usize,
+        normed: &B::Tensor,
+        special: usize,
+        weights: &Reducers<B::Tensor>,
+    ) -> Result<Option<B::Plan>> {
+        self.method.attention_mask(backend, layer, normed, special, weights)
     }
 }
 
@@ -170,6 +201,8 @@ impl Observer<Cuda> for Judge<'_> {
             let drops = match self.method {
                 Reduction::Evit(evit) => !evit.fuse,
                 Reduction::DynamicVit(_) => true,
+                Reduction::Svite(svite) => svite.removal == Removal::Gather,
+                Reduction::Bat(bat) => bat.clusters.as_deref() == Some(&[0]),
                 _ => false,
             };
             let total: f32 = image.iter().sum();
@@ -200,7 +233,10 @@ fn assert_close(what: &str, got: &Tensor, want: &Tensor, limit: f32) {
 /// One model with one method on the device, and on the processor with the device's decisions.
 fn check(cuda: &Cuda, config: &VitConfig, params: &VitParams<Tensor>, batch: usize, spec: &str) {
     let method: Reduction = spec.parse().unwrap();
-    let reducers = arch::random_reducers(config, method.own_weights(&config.host()), 4);
+    let mut needed = method.own_weights(&config.host());
+    // One scale with a projection, the other without.
+    needed.projections = if matches!(method, Reduction::Mstm(_)) { 1 << 2 } else { 0 };
+    let reducers = arch::random_reducers(config, needed, 4);
     let params = VitParams { reducers, ..params.clone() };
     let params = params.try_map(&mut |tensor| Ok(stored(cuda.dtype(), &tensor))).unwrap();
     let images = pictures(config, batch, 3);

@@ -6,12 +6,12 @@ use cudarc::driver::{
     sys::{CUgraphInstantiate_flags, CUstreamCaptureMode},
 };
 use foveate::{
-    backend::{Backend, Pooling, Select},
+    backend::{Backend, KeepInPlace, Pooling, Select},
     cpu::Cpu,
     cuda::{
         DevicePlan, Strided,
         merge::{Merge, Merged, merge},
-        select::{Selection, select},
+        select::{InPlace, Selection, keep_in_place, select},
     },
 };
 use foveate_device_tests::{Turn, Value, arrays, groups_of, random, tensor};
@@ -114,6 +114,37 @@ proptest! {
     ) {
         let Some(turn) = Turn::new() else { return Ok(()) };
         check_as(&turn, &case, dtype)?;
+        turn.end();
+    }
+}
+
+fn in_place<T: Value>(turn: &Turn, case: &Case, masked: bool) -> Result<(), TestCaseError> {
+    let scores = scores::<T>(case);
+    let &Case { batch, heads, tokens, selection: Selection { special, keep, .. }, .. } = case;
+    let selection = InPlace { special, keep, masked };
+    let out = selection.tokens_out(tokens).unwrap();
+    let got = turn.in_every_order(|| {
+        let memory: CudaSlice<T> = turn.upload(&scores);
+        let mut plan = DevicePlan::new(&turn.stream, batch, tokens, out).unwrap();
+        let view = Strided::new(memory.as_view(), [batch, heads, tokens]);
+        keep_in_place(&turn.device, &turn.stream, &view, selection, &mut plan).unwrap();
+        (arrays(&plan.download(&turn.stream).unwrap()), plan.download_groups(&turn.stream).unwrap())
+    });
+    let scores = tensor(&[batch, heads, tokens], scores);
+    let want = Cpu::new().keep_in_place(&KeepInPlace { scores: &scores, special, keep, masked }).unwrap();
+    prop_assert_eq!(got, (arrays(&want), groups_of(&want)));
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn plans_in_place_are_the_references(
+        case in case(&[1, 2, 3, 31, 32, 33, 65, 197, 511, 513, 1026]), masked in any::<bool>(), dtype in 0..2,
+    ) {
+        let Some(turn) = Turn::new() else { return Ok(()) };
+        if dtype == 0 { in_place::<f32>(&turn, &case, masked)? } else { in_place::<bf16>(&turn, &case, masked)? }
         turn.end();
     }
 }

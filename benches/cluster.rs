@@ -1,0 +1,7 @@
+//! Decoupled tokens on a GPU.
+
+mod gpu;
+
+fn main() {
+    gpu::run("cluster");
+}

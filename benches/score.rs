@@ -1,0 +1,7 @@
+//! A selector's scores on a GPU.
+
+mod gpu;
+
+fn main() {
+    gpu::run("score");
+}

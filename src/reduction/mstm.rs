@@ -1,0 +1,219 @@
+//! `MSTM`: inattentive tokens join the attentive ones they resemble (Bian et al., 2023, arXiv 2306.04897).
+
+use std::fmt;
+
+use super::{Cost, Evidence, Host, Keep, Method, Site, Step, evit::Evit, quarter_blocks, spec, unsuitable};
+use crate::{
+    Error, Result,
+    backend::{Backend, Cluster, Epilogue, Inattentive, Pooling, ScoreRequest},
+    model::Reducers,
+};
+
+/// The largest scale: windows beyond would hold a whole grid.
+const MOST_SCALE: usize = 63;
+
+/// Coarse copies of the grid are added to it before the first cut; then every cut merges each inattentive token into the
+/// attentive one that it resembles most. Nothing is dropped.
+///
+/// The authors published no code, and an abstract is all that was at hand: that tokens are split by importance, that the
+/// others are merged with more important ones by similarity, and that features of several scales are fused before. **All the
+/// rest is this crate's choice**: the class token's attention as importance, cosines of the tokens after the attention,
+/// means weighted by importance, `ceil(keep·N)` tokens kept in blocks 3, 6 and 9 of 12, windows of 2 x 2, averaged, projected
+/// by `msf.{scale}.weight` and `.bias` where the model has them, and spread back. The authors' figures are not this
+/// implementation's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mstm {
+    /// Shares of the tokens that are not special.
+    pub keep: Keep,
+    /// Reducing blocks for [`Keep::Rate`]; by default those at a quarter, half and three quarters of the depth.
+    pub layers: Option<Vec<usize>>,
+    /// Sides of the windows whose means are fused before the first cut; none for no fusion.
+    pub scales: Vec<usize>,
+}
+
+impl Default for Mstm {
+    /// Keep rate 0.7 in blocks 3, 6 and 9 of 12, one scale of 2.
+    fn default() -> Self {
+        Self { keep: Keep::Rate(0.7), layers: None, scales: vec![2] }
+    }
+}
+
+/// The shares of `keep` and `layers` that BAT and MSTM take like EViT.
+pub(super) fn shares(fields: &mut spec::Fields<'_>) -> Result<(Keep, Option<Vec<usize>>)> {
+    let rate = |v: &str| v.parse().ok().filter(|&k: &f64| k > 0.0 && k <= 1.0);
+    let keep =
+        fields.read("keep", "a share above 0 and up to 1, or one per block such as [1,0.7,1]", |v| {
+            match spec::list(v) {
+                Some(items) => items.into_iter().map(rate).collect::<Option<Vec<_>>>().map(Keep::PerBlock),
+                None => rate(v).map(Keep::Rate),
+            }
+        })?;
+    let layers = fields.layers()?;
+    if matches!(keep, Some(Keep::PerBlock(_))) && layers.is_some() {
+        return Err(fields.error("keep=[...] says what each block does already: leave layers out"));
+    }
+    Ok((keep.unwrap_or(Keep::Rate(0.7)), layers))
+}
+
+/// The share that block `layer` keeps.
+pub(super) fn share(keep: &Keep, layers: Option<&[usize]>, layer: usize, depth: usize) -> f64 {
+    match keep {
+        Keep::PerBlock(rates) => rates.get(layer).copied().unwrap_or(1.0),
+        &Keep::Rate(rate) => {
+            let reduces = match layers {
+                Some(layers) => layers.contains(&layer),
+                None => quarter_blocks(depth).contains(&layer),
+            };
+            if reduces { rate } else { 1.0 }
+        }
+    }
+}
+
+/// Refuses hosts without a class token and blocks that do not exist.
+pub(super) fn check_shares(
+    method: &dyn fmt::Display,
+    keep: &Keep,
+    layers: Option<&[usize]>,
+    host: &Host,
+) -> Result<()> {
+    if !host.class_token {
+        return Err(unsuitable(method, "needs a class token to score the patches, and the model has none"));
+    }
+    let last = layers.and_then(|layers| layers.iter().max()).map_or(0, |layer| layer + 1);
+    let listed = if let Keep::PerBlock(rates) = keep { rates.len() } else { 0 };
+    match [last, listed].into_iter().find(|&count| count > host.depth) {
+        Some(count) => Err(unsuitable(
+            method,
+            format!("block {} does not exist, the model has {}: blocks count from 0", count - 1, host.depth),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// `keep=...` and `layers=...` as they are written.
+pub(super) fn written(keep: &Keep, layers: Option<&[usize]>) -> Vec<String> {
+    let mut parts = vec![match keep {
+        Keep::Rate(rate) => format!("keep={rate}"),
+        Keep::PerBlock(rates) => {
+            let items: Vec<_> = rates.iter().map(ToString::to_string).collect();
+            format!("keep=[{}]", items.join(","))
+        }
+    }];
+    parts.extend(layers.map(|layers| format!("layers={}", spec::slashed(layers))));
+    parts
+}
+
+impl Mstm {
+    pub(super) fn from_fields(fields: &mut spec::Fields<'_>) -> Result<Self> {
+        let (keep, layers) = shares(fields)?;
+        let scales =
+            fields.read("scales", "none, or ascending window sides from 2 to 63 such as 2/4", |v| {
+                if v == "none" {
+                    return Some(Vec::new());
+                }
+                let scales: Option<Vec<usize>> = v.split('/').map(|s| s.trim().parse().ok()).collect();
+                let sane = |s: &usize| (2..=MOST_SCALE).contains(s);
+                scales.filter(|s| s.iter().all(sane) && s.windows(2).all(|two| two[0] < two[1]))
+            })?;
+        Ok(Self { keep, layers, scales: scales.unwrap_or_else(|| vec![2]) })
+    }
+
+    fn share(&self, layer: usize, depth: usize) -> f64 {
+        share(&self.keep, self.layers.as_deref(), layer, depth)
+    }
+
+    /// The first block that reduces.
+    fn first(&self, host: &Host) -> Option<usize> {
+        (0..host.depth).find(|&layer| self.reduces(layer, host.patches(), host.depth))
+    }
+
+    fn reduces(&self, layer: usize, patches: usize, depth: usize) -> bool {
+        Evit::count(self.share(layer, depth), patches) < patches
+    }
+}
+
+impl fmt::Display for Mstm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut parts = written(&self.keep, self.layers.as_deref());
+        if self.scales.is_empty() {
+            parts.push("scales=none".to_owned());
+        } else if self.scales != [2] {
+            parts.push(format!("scales={}", spec::slashed(&self.scales)));
+        }
+        write!(f, "mstm:{}", parts.join(","))
+    }
+}
+
+impl Method for Mstm {
+    fn check(&self, host: &Host) -> Result<()> {
+        check_shares(self, &self.keep, self.layers.as_deref(), host)
+    }
+
+    fn step(&self, layer: usize, tokens: usize, host: &Host) -> Option<Step> {
+        let n = tokens.saturating_sub(host.special);
+        let keep = Evit::count(self.share(layer, host.depth), n);
+        let fusion = || {
+            let cells = |scale: &usize| host.grid[0].div_ceil(*scale) * host.grid[1].div_ceil(*scale);
+            let projected =
+                |scale: &&usize| host.weights.is_none_or(|own| own.projections >> **scale & 1 == 1);
+            let cells: usize = self.scales.iter().filter(projected).map(cells).sum();
+            (cells * host.width * host.width) as u64
+        };
+        // Keeping everything is an ordinary block: the order would change and nothing else.
+        (keep < n).then(|| Step {
+            site: Site::AfterAttention,
+            tokens: host.special + keep,
+            scores: ScoreRequest { class: true, ..ScoreRequest::default() },
+            pooling: Pooling::Weighted,
+            cost: Cost {
+                similarity: (keep * (n - keep) * host.width) as u64,
+                scored: n as u64 + ((n - keep) * host.width) as u64,
+                linear: if self.first(host) == Some(layer) { fusion() } else { 0 },
+                ..Cost::default()
+            },
+        })
+    }
+
+    fn proportional_attention(&self) -> bool {
+        false
+    }
+
+    fn plan<B: Backend>(&self, backend: &B, evidence: &Evidence<'_, B>) -> Result<B::Plan> {
+        let class_scores = evidence.scores.class.as_ref();
+        backend.cluster(&Cluster {
+            tokens: evidence.tokens,
+            class_scores: class_scores
+                .ok_or_else(|| Error::argument("mstm", "no class scores were handed in"))?,
+            special: evidence.special,
+            keep: evidence.step.tokens - evidence.special,
+            inattentive: Inattentive::Join,
+        })
+    }
+
+    fn prepare<B: Backend>(
+        &self,
+        backend: &B,
+        layer: usize,
+        tokens: &B::Tensor,
+        host: &Host,
+        weights: &Reducers<B::Tensor>,
+    ) -> Result<Option<B::Tensor>> {
+        if self.scales.is_empty() || self.first(host) != Some(layer) {
+            return Ok(None);
+        }
+        let mut coarse = Vec::with_capacity(self.scales.len());
+        for &scale in &self.scales {
+            let pooled = backend.pool_windows(tokens, host.special, host.grid, scale)?;
+            let projection = weights.projections.iter().find(|(of, _)| *of == scale);
+            coarse.push(match projection {
+                Some((_, projection)) => backend.linear(&pooled, projection.all(), Epilogue::None)?,
+                None => pooled,
+            });
+        }
+        let mut fused = tokens.clone();
+        for (&scale, coarse) in self.scales.iter().zip(&coarse) {
+            fused = backend.add_windows(fused, coarse, host.special, host.grid, scale)?;
+        }
+        Ok(Some(fused))
+    }
+}
