@@ -46,6 +46,9 @@ A reduction is written METHOD:KEY=VALUE,KEY=VALUE:
   mctf:r=0.35                 the same for a share of the tokens, in three blocks
   evit:keep=0.7               keep the 70 % that the class token looks at, fuse the rest into one
   dynamicvit:keep=0.7         keep 70, 49 and 34 % by predictors that are part of the weights
+  svite:tokens=138            keep the 138 best by a selector that is part of the weights
+  bat:keep=0.7                pair up attentive tokens, cluster the others
+  mstm:keep=0.7               merge inattentive tokens into attentive ones, after fusing a coarser grid
 
 Exit codes: 0 done, 2 bad input, 1 anything else.";
 

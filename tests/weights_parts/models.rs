@@ -336,6 +336,31 @@ fn predictors_belong_to_a_model() {
     fails(load(&extra, &["heads=2"]), &["score_predictor.1.out_conv.6.weight", "extra tensor"]);
 }
 
+/// SViTE's selectors and MSTM's projections; a masked checkpoint is a plain one.
+#[test]
+fn selectors_and_projections_belong_to_a_model() {
+    let mut t = timm();
+    put_layer(&mut t, "gumbel", 1, WIDTH);
+    for i in 0..DEPTH {
+        put_layer(&mut t, &format!("blocks.{i}.attn.gumbel"), 1, WIDTH);
+    }
+    put_layer(&mut t, "msf.4", WIDTH, WIDTH);
+    put_layer(&mut t, "msf.2", WIDTH, WIDTH);
+    let reducers = load(&t, &["heads=2"]).unwrap().params.reducers;
+    assert_eq!(reducers.selector.unwrap().weight.data(), t["gumbel.weight"].1);
+    assert_eq!(reducers.layer_selectors.len(), DEPTH);
+    assert_eq!(reducers.projections.iter().map(|projection| projection.0).collect::<Vec<_>>(), [2, 4]);
+    let mut one_missing = t.clone();
+    one_missing.remove("blocks.1.attn.gumbel.bias");
+    fails(load(&one_missing, &["heads=2"]), &["blocks.1.attn.gumbel.bias", "missing; expected shape (1)"]);
+    let mut misshapen = t.clone();
+    put(&mut misshapen, "gumbel.weight", &[2, WIDTH]);
+    fails(load(&misshapen, &["heads=2"]), &["gumbel.weight", "(2, 16); expected (1, 16)"]);
+    let mut extra = t.clone();
+    put_layer(&mut extra, "msf.two", WIDTH, WIDTH);
+    fails(load(&extra, &["heads=2"]), &["msf.two.bias", "extra tensor"]);
+}
+
 #[test]
 fn damaged_models_are_named_by_tensor() {
     let change = |edit: &dyn Fn(&mut Tensors)| {

@@ -213,7 +213,7 @@ fn wrong_arguments_are_named() {
             .to_string()
     };
     let words = workspace_bytes(2, 10) / 4;
-    let message = run([2, 10, 8], 10, 11, words);
+    let message = run([2, 10, 8], 10, 10, words);
     assert!(message.contains("cannot keep 10 of 10 tokens of which 1 are special"), "{message}");
     let message = run([2, 10, 8], 0, 1, words);
     assert!(message.contains("cannot keep 0 of 10"), "{message}");
