@@ -6,8 +6,8 @@
 
 use foveate::{
     Tensor,
-    backend::{Linear, Norm},
-    model::{BlockParams, PoolParams, Readout, VitConfig, VitParams},
+    backend::{Linear, Norm, Predictor},
+    model::{BlockParams, PoolParams, Readout, Reducers, VitConfig, VitParams},
     reduction::{Site, Step},
 };
 
@@ -22,6 +22,8 @@ pub(crate) struct Parameters {
     pub(crate) blocks: Vec<u64>,
     /// Final norms and heads.
     pub(crate) head: u64,
+    /// What reduction methods were trained with; no bytes are counted of them.
+    pub(crate) reducers: u64,
 }
 
 impl Parameters {
@@ -39,12 +41,13 @@ impl Parameters {
             head: norms(&[&params.norm, &params.fc_norm])
                 + heads(&[&params.head, &params.head_dist])
                 + params.attn_pool.as_ref().map_or(0, pool_parameters),
+            reducers: reducer_parameters(&params.reducers),
         }
     }
 
     /// All of them.
     pub(crate) fn total(&self) -> u64 {
-        self.embed + self.blocks.iter().sum::<u64>() + self.head
+        self.embed + self.blocks.iter().sum::<u64>() + self.head + self.reducers
     }
 }
 
@@ -64,6 +67,15 @@ fn pool_parameters(pool: &PoolParams<Tensor>) -> u64 {
     values(&pool.latent)
         + [&pool.qkv, &pool.proj, &pool.fc1, &pool.fc2].into_iter().map(linear).sum::<u64>()
         + [&pool.q_norm, &pool.k_norm, &pool.norm].into_iter().flatten().map(norm).sum::<u64>()
+}
+
+fn reducer_parameters(reducers: &Reducers<Tensor>) -> u64 {
+    let predictor = |p: &Predictor<Tensor>| {
+        norm(&p.norm) + [&p.hidden, &p.first, &p.second, &p.last].into_iter().map(linear).sum::<u64>()
+    };
+    let layers = reducers.selector.iter().chain(&reducers.layer_selectors);
+    reducers.predictors.iter().map(predictor).sum::<u64>()
+        + layers.chain(reducers.projections.iter().map(|(_, layer)| layer)).map(linear).sum::<u64>()
 }
 
 fn block_parameters(block: &BlockParams<Tensor>) -> u64 {
