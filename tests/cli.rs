@@ -479,6 +479,32 @@ fn profiles_add_up() {
     assert!(table.lines().all(|line| line.chars().count() <= 100), "{table}");
 }
 
+/// Methods that decouple tokens run on any model with a class token; those with weights of their own want them, and random ones
+/// come with random weights.
+#[test]
+fn every_method_is_profiled_drawn_and_refused_where_its_weights_are_missing() {
+    for (method, left) in
+        [("dynamicvit:keep=0.7", 6), ("svite:tokens=11", 12), ("bat:keep=0.7", 8), ("mstm:keep=0.7", 8)]
+    {
+        let arguments = ["profile", "--arch", "deit_tiny", "--image-size", "64", "--runs", "1", "--json"];
+        let report = json(&[&arguments[..], &["--reduce", method]].concat());
+        let counts = report["tokens"].as_array().unwrap().clone();
+        assert_eq!(counts.last().unwrap().as_u64(), Some(left), "{method}: {counts:?}");
+    }
+    let folder = Folder::new("decoupled");
+    for method in ["bat:keep=0.6", "mstm:keep=0.6"] {
+        let picture = folder.file("drawn.png");
+        done(&["overlay", TROUSER, "-w", MODEL, "-r", method, "-o", &picture]);
+        assert!(load(&picture).unwrap().width() > 0);
+        let report = json(&["classify", TROUSER, "-w", MODEL, "-r", method, "--json"]);
+        assert_eq!(best(&report)[0].1, "Trouser", "{method}");
+    }
+    for (method, missing) in [("dynamicvit", "score_predictor.0.*"), ("svite", "gumbel.weight")] {
+        let line = refused(&["classify", TROUSER, "-w", MODEL, "-r", method]);
+        assert!(line.contains(missing) && line.contains("load a checkpoint"), "{line}");
+    }
+}
+
 #[test]
 fn info_says_where_numbers_come_from() {
     let report = json(&["info", MODEL, "--json"]);

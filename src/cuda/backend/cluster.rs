@@ -20,8 +20,8 @@ impl Cuda {
         let [batch, tokens, _] = x.shape;
         let &Cluster { special, keep, inattentive, .. } = cluster;
         let decoupling = Decoupling { special, keep, inattentive };
-        let plan = CudaPlan::new(self.stream(), batch, tokens, decoupling.tokens_out(tokens)?)?;
-        let workspace = self.empty(&[workspace_bytes(batch, tokens) / 4], DType::F32)?;
+        let plan = self.empty_plan(batch, tokens, decoupling.tokens_out(tokens)?)?;
+        let workspace = self.scratch(&[workspace_bytes(batch, tokens) / 4], DType::F32)?;
         let workspace = workspace.pointer();
         let pointers = ClusterPointers { x, class_scores, decoupling, workspace, plan: plan.pointers() };
         // SAFETY: as for `Backend` (see there); the workspace is this call's own.

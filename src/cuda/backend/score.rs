@@ -22,7 +22,7 @@ impl Cuda {
         let scores = keep.scores.tokens(OP, "scores")?;
         let [batch, _, tokens] = scores.shape;
         let selection = InPlace { special: keep.special, keep: keep.keep, masked: keep.masked };
-        let plan = CudaPlan::new(self.stream(), batch, tokens, selection.tokens_out(tokens)?)?;
+        let plan = self.empty_plan(batch, tokens, selection.tokens_out(tokens)?)?;
         let (device, stream) = (self.device(), self.stream());
         // SAFETY: as for `Backend` (see there).
         unsafe { keep_in_place_raw(device, stream, DType::F32, &scores, selection, &plan.pointers()) }?;

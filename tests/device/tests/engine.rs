@@ -12,7 +12,7 @@ use foveate::{
     cpu::Cpu,
     cuda::{Cuda, DType, Engine, Forecast, LaunchRecord, Run, patch::PixelType},
     model::{Activation, Output, PoolParams, Readout, Vit, VitConfig, VitParams, arch},
-    reduction::{Evidence, Host, Method, Step},
+    reduction::{Evidence, Host, Method, OwnWeights, Step},
 };
 use foveate_device_tests::{Turn, emulator};
 
@@ -40,9 +40,11 @@ fn model(cuda: &Cuda, config: &VitConfig) -> Vit<Cuda> {
     Vit::new(cuda.clone(), config.clone(), params(config)).unwrap()
 }
 
-/// With predictors for the one method that has weights of its own.
+/// With the weights of those methods that have some of their own.
 fn params(config: &VitConfig) -> VitParams<Tensor> {
-    let needed = DYNAMIC.parse::<Reduction>().unwrap().own_weights(&config.host());
+    let of_dynamic = DYNAMIC.parse::<Reduction>().unwrap().own_weights(&config.host());
+    let needed =
+        OwnWeights { selector: true, layer_selectors: config.depth, projections: 1 << 2, ..of_dynamic };
     VitParams { reducers: arch::random_reducers(config, needed, 4), ..arch::random_params(config, 1) }
 }
 
@@ -239,7 +241,7 @@ fn check(vit: &Vit<Cuda>, method: &impl Method, what: &str) {
     assert_eq!(of_run(&run), first(&last.unwrap(), 2), "{what}: two of three images");
 }
 
-const SPECS: [&str; 9] = [
+const SPECS: [&str; 13] = [
     "none",
     "tome:r=3",
     "tome:r=4,proportional=false",
@@ -249,6 +251,10 @@ const SPECS: [&str; 9] = [
     "evit:keep=0.6,layers=0/1",
     "evit:keep=0.5,layers=1,fuse=false",
     DYNAMIC,
+    "svite:tokens=9",
+    "svite:tokens=7,mode=mask,layerwise=true",
+    "bat:keep=0.6,layers=0/1",
+    "mstm:keep=0.6,layers=0/2",
 ];
 
 #[test]
