@@ -18,7 +18,7 @@ use candle_nn::{
 use foveate::{
     Images, Pixels, Reduction,
     cpu::Cpu,
-    image,
+    image::{Picture, batch},
     model::{Vit as FoveateVit, VitConfig},
     reduction::{Host, Method},
     weights::{Overrides, load_vit_file},
@@ -209,8 +209,11 @@ impl Setting {
         let config = foveate.config();
         let vb = VarBuilder::from_buffered_safetensors(std::fs::read(checkpoint)?, DType::F32, &Device::Cpu)?;
         let candle = Vit::new(config, &vb)?;
-        let pictures = files.iter().map(|file| config.transform.apply(&image::load(file)?, config.image));
-        let images = image::batch(&pictures.collect::<foveate::Result<Vec<_>>>()?)?;
+        let mut pictures = Vec::new();
+        for file in files {
+            pictures.push(config.transform.apply(&picture(file)?, config.image)?);
+        }
+        let images = batch(&pictures)?;
         let Pixels::U8(pixels) = images.pixels() else { return Err("expected 8-bit pixels".into()) };
         let tensor = Tensor::from_slice(pixels, &images.shape()[..], &Device::Cpu)?;
         Ok(Self { candle, foveate, tensor, images })
@@ -238,6 +241,17 @@ impl Setting {
         let rows = logits.chunks(width).zip(expected.data().chunks(width));
         Ok((difference / largest, rows.filter(|(a, b)| class(a) == class(b)).count(), left))
     }
+}
+
+/// A PNG file in grey or RGB.
+fn picture(file: &PathBuf) -> std::result::Result<Picture, Box<dyn Error>> {
+    let decoded = image::open(file)?;
+    let (width, height) = (decoded.width() as usize, decoded.height() as usize);
+    Ok(if decoded.color().has_color() {
+        Picture::new(width, height, 3, decoded.into_rgb8().into_raw())?
+    } else {
+        Picture::new(width, height, 1, decoded.into_luma8().into_raw())?
+    })
 }
 
 /// Median seconds of each work, all timed in turn, and the median of its speed-up over the first within a round.
@@ -328,11 +342,11 @@ mod tests {
     #[test]
     fn reduced_logits_are_those_of_foveates_model() {
         let (checkpoint, files) = demo_files().unwrap();
-        let setting = Setting::new(&checkpoint, &files[..4]).unwrap();
+        let setting = Setting::new(&checkpoint, &files[..2]).unwrap();
         for text in ["none"].iter().chain(&REDUCTIONS) {
             let (difference, same, _) = setting.compare(&text.parse().unwrap()).unwrap();
             assert!(difference < TOLERANCE, "{text}: logits differ by {difference:e} of the largest");
-            assert_eq!(same, 4, "{text}");
+            assert_eq!(same, 2, "{text}");
         }
     }
 

@@ -2,12 +2,15 @@
 //!
 //!     cargo test -p foveate-candle --features cuda --test cuda
 //!
-//! Without a GPU nothing is tested, and that is said; `FOVEATE_REQUIRE_GPU=1` insists on one.
+//!     cargo xtask candle    # the same on the emulated driver
+//!
+//! Without a GPU nothing is tested, and that is said; `FOVEATE_REQUIRE_GPU=1` insists on one. No kernel of candle's is used:
+//! the emulated run has none.
 #![cfg(feature = "cuda")]
 
 mod common;
 
-use candle_core::{DType, Device, Error, Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor, Var};
 use common::{BOTH, Check, Inputs, on_host, tensor};
 use foveate_candle::{
     Attraction, Heads, Matching, Metric, Plan, Pooling, Select, Weighting, attention, matching, merge,
@@ -140,7 +143,7 @@ fn tensors_on_two_devices_are_refused() -> Result<()> {
 }
 
 #[test]
-fn a_backward_pass_is_refused() -> Result<()> {
+fn results_stay_in_the_graph() -> Result<()> {
     let Some(device) = device() else { return Ok(()) };
     let x = Var::from_tensor(&tensor(&[1, 8, 32], 1, DType::F32, &device)?)?;
     let plan = matching(&Matching {
@@ -152,8 +155,7 @@ fn a_backward_pass_is_refused() -> Result<()> {
         both_ways: false,
     })?;
     let merged = merge(&x, None, &plan, Pooling::Weighted, None)?;
-    match merged.tokens.backward() {
-        Err(Error::BackwardNotSupported { op: "merge" }) => Ok(()),
-        other => panic!("not refused: {other:?}"),
-    }
+    // The result is a node of candle's graph; what happens when a backward pass reaches it is tested on the CPU.
+    assert!(merged.tokens.track_op());
+    Ok(())
 }

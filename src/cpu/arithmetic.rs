@@ -37,7 +37,7 @@ fn fold(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
     lanes[0]
 }
 
-/// `e^x` to within 2 units in the last place; 0 below -87.3, NaN for NaN.
+/// `e^x` to within 2 units in the last place; 0 below -87.3, infinite above 88, NaN for NaN.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
     // Adding 1.5·2²³ rounds to the nearest integer and leaves it in the low mantissa bits.
@@ -56,7 +56,8 @@ fn exp(x: f32) -> f32 {
     p = p * r + 5e-1;
     let e = p * r * r + r + 1.0;
     let power = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
-    if x < -87.3 { 0.0 } else { e * power }
+    let finite = if x < -87.3 { 0.0 } else { e * power };
+    if x > 88.0 { f32::INFINITY } else { finite }
 }
 
 /// The error function to within 2e-7: a polynomial around 0, and `1 - e^polynomial` beyond (coefficients by N. Juffa).
@@ -239,6 +240,7 @@ mod tests {
         assert!(worst < 2.0 * f64::from(f32::EPSILON), "relative error {worst:e}");
         assert_eq!(exp(f32::NEG_INFINITY), 0.0);
         assert_eq!(exp(0.0), 1.0);
+        assert_eq!([89.0, f32::INFINITY].map(exp), [f32::INFINITY; 2]);
         assert!(exp(f32::NAN).is_nan());
     }
 
@@ -280,5 +282,16 @@ mod tests {
         check(Activation::QuickGelu, |x| x / (1.0 + (-1.702 * x).exp()));
         check(Activation::Silu, |x| x / (1.0 + (-x).exp()));
         check(Activation::Relu, |x| x.max(0.0));
+    }
+
+    /// As in PyTorch: what vanishes against `e^|x|` is 0 however large, and `-inf` times 0 is NaN.
+    #[test]
+    fn activations_far_from_zero() {
+        for activation in [Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu, Activation::Silu] {
+            let mut y = [f32::MIN, -1e30, -100.0, 1e30, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
+            activate(activation, &mut y);
+            assert_eq!(y[..5], [0.0, 0.0, 0.0, 1e30, f32::INFINITY], "{activation:?}");
+            assert!(y[5].is_nan() && y[6].is_nan(), "{activation:?}: {y:?}");
+        }
     }
 }

@@ -136,6 +136,26 @@ impl DevicePlan {
         self.tokens_out
     }
 
+    /// Row starts, (B, M+1): for kernels of the caller's own, and for the `unsafe` entry points.
+    pub fn offsets(&self) -> &CudaSlice<i32> {
+        &self.offsets
+    }
+
+    /// Input token ids grouped by output token, (B, N); -1 behind the last group.
+    pub fn members(&self) -> &CudaSlice<i32> {
+        &self.members
+    }
+
+    /// The weight of each member, (B, N).
+    pub fn weights(&self) -> &CudaSlice<f32> {
+        &self.weights
+    }
+
+    /// The output token of each input token, (B, N); -1 for dropped ones.
+    pub fn groups(&self) -> &CudaSlice<i32> {
+        &self.groups
+    }
+
     /// The addresses to read from on `stream`, and what must live until that has been submitted.
     pub(super) fn read<'a>(
         &'a self,

@@ -57,7 +57,7 @@ fn emulated(program: &Path, arguments: &[OsString], folder: &Path) -> Result<Com
 }
 
 /// The emulated driver in a folder of its own: cargo's have more in them than a program should see first.
-fn gather(target: &Path) -> io::Result<PathBuf> {
+pub(crate) fn gather(target: &Path) -> io::Result<PathBuf> {
     let folder = target.join("emulator");
     fs::create_dir_all(&folder)?;
     for name in LIBRARIES {
@@ -71,7 +71,7 @@ fn gather(target: &Path) -> io::Result<PathBuf> {
 }
 
 /// `folder` before what is looked through already.
-fn library_path(folder: &Path, known: Option<&OsStr>) -> Result<OsString, String> {
+pub(crate) fn library_path(folder: &Path, known: Option<&OsStr>) -> Result<OsString, String> {
     let known = known.into_iter().flat_map(env::split_paths);
     env::join_paths(std::iter::once(folder.to_owned()).chain(known))
         .map_err(|error| format!("the target folder cannot be on a library path: {error}"))
@@ -86,7 +86,7 @@ fn build_ours(target: &Path) -> Result<PathBuf, String> {
     Ok(target.join("debug").join(OURS))
 }
 
-fn cargo(arguments: &[&str], nvcc: Option<&OsStr>) -> Result<(), String> {
+pub(crate) fn cargo(arguments: &[&str], nvcc: Option<&OsStr>) -> Result<(), String> {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(arguments);
     if let Some(nvcc) = nvcc {

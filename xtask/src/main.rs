@@ -1,5 +1,6 @@
 //! Chores of the workspace: `cargo xtask <task>`.
 
+mod candle;
 mod emulate;
 mod gpu_report;
 mod resources;
@@ -30,6 +31,7 @@ cargo xtask <task>
              its kernels first: cargo xtask emulate -- foveate demo --device cuda
   gpu-report on a machine with an NVIDIA card: device tests, benches, Nsight Compute's counters, PyTorch beside them, written
              to benches/results/<card>.md; --help tells more
+  candle     foveate-candle's operations on candle's CUDA device, on the emulated CUDA driver
   toolchain  an nvcc: NVCC, CUDA_HOME or CUDA_PATH, PATH, else fetched into the target folder; prints NVCC=... and
              CUDA_HOME=... for scripts: export $(cargo xtask toolchain)
 ";
@@ -101,11 +103,7 @@ const LINT_CANDLE: &[Step] = &[Step {
         "-D",
         "warnings",
     ],
-    env: &[
-        ("FOVEATE_NO_KERNELS", "1"),
-        ("CUDA_COMPUTE_CAP", stand_in::ARCHITECTURE),
-        (stand_in::WANTED, "1"),
-    ],
+    env: &[("FOVEATE_NO_KERNELS", "1"), ("CUDA_COMPUTE_CAP", stand_in::ARCHITECTURE), (stand_in::WANTED, "")],
 }];
 
 const TEST: &[Step] = &[
@@ -243,7 +241,7 @@ fn print_toolchain() -> bool {
 fn main() -> ExitCode {
     if stand_in::wanted() {
         let made = stand_in::run(&env::args_os().skip(1).collect::<Vec<_>>());
-        return if made.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        return if made.is_ok_and(|made| made) { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     let task = env::args().nth(1).unwrap_or_default();
     let ok = match task.as_str() {
@@ -271,6 +269,10 @@ fn main() -> ExitCode {
             })
         }
         "gpu-report" => gpu_report::run(env::args_os().skip(2)).unwrap_or_else(|error| {
+            eprintln!("xtask: {error}");
+            false
+        }),
+        "candle" => candle::candle().unwrap_or_else(|error| {
             eprintln!("xtask: {error}");
             false
         }),

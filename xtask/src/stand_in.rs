@@ -6,9 +6,10 @@ use std::{
     ffi::{OsStr, OsString},
     fs, io,
     path::Path,
+    process::Command,
 };
 
-/// Set where this program is to be an nvcc.
+/// Set where this program is to be an nvcc: to the real one, for everybody's code but candle's, or to nothing.
 pub(crate) const WANTED: &str = "FOVEATE_STAND_IN_FOR_NVCC";
 
 /// An architecture that candle-kernels is not built for: its build script keeps what it compiled by architecture, and a build
@@ -20,8 +21,18 @@ pub(crate) fn wanted() -> bool {
     env::var_os(WANTED).is_some()
 }
 
+/// Stands in, or hands on to the real one.
+pub(crate) fn run(arguments: &[OsString]) -> io::Result<bool> {
+    let real = env::var_os(WANTED).filter(|path| !path.is_empty());
+    // Cargo tells a build script, and so its children, whose it is.
+    match real.filter(|_| env::var_os("CARGO_PKG_NAME").is_none_or(|name| name != "candle-kernels")) {
+        Some(nvcc) => Command::new(nvcc).args(arguments).status().map(|status| status.success()),
+        None => stand_in(arguments).map(|()| true),
+    }
+}
+
 /// Does what a build script can tell from the outside.
-pub(crate) fn run(arguments: &[OsString]) -> io::Result<()> {
+fn stand_in(arguments: &[OsString]) -> io::Result<()> {
     let is = |name: &str| arguments.iter().any(|argument| argument == name);
     let after = |name: &str| {
         arguments.iter().position(|argument| argument == name).and_then(|at| arguments.get(at + 1))
@@ -58,9 +69,10 @@ mod tests {
             let line = line.replace("FOLDER", folder.to_str().unwrap());
             line.split(' ').map(OsString::from).collect::<Vec<_>>()
         };
-        run(&words("-gencode=arch=compute_52 --ptx --output-directory FOLDER -O3 src/affine.v2.cu")).unwrap();
-        run(&words("-c -o FOLDER/a.o src/a.cu")).unwrap();
-        run(&words("--version")).unwrap();
+        stand_in(&words("-gencode=arch=compute_52 --ptx --output-directory FOLDER -O3 src/affine.v2.cu"))
+            .unwrap();
+        stand_in(&words("-c -o FOLDER/a.o src/a.cu")).unwrap();
+        stand_in(&words("--version")).unwrap();
         let mut names: Vec<_> =
             fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();

@@ -278,14 +278,20 @@ pub(crate) fn merge(inputs: &Inputs, check: &Check) -> Result<()> {
     Ok(())
 }
 
-/// Where tensors lie in memory does not matter.
+/// Where tensors lie in memory does not matter. Rearranged on the host: on a device only views are made.
 pub(crate) fn layouts(inputs: &Inputs, check: &Check) -> Result<()> {
+    let device = inputs.x.device();
     // Images, tokens and columns of something larger; and tokens outermost.
     let widened = |x: &Tensor| {
+        let x = x.to_device(&Device::Cpu)?;
         let padded = x.pad_with_zeros(0, 1, 1)?.pad_with_zeros(1, 2, 0)?.pad_with_zeros(2, 8, 8)?;
+        let padded = padded.to_device(device)?;
         padded.narrow(0, 1, inputs.batch)?.narrow(1, 2, inputs.tokens)?.narrow(2, 8, x.dim(2)?)
     };
-    let swapped = |x: &Tensor| x.transpose(0, 1)?.contiguous()?.transpose(0, 1);
+    let swapped = |x: &Tensor| {
+        let x = x.to_device(&Device::Cpu)?.transpose(0, 1)?.contiguous()?;
+        x.to_device(device)?.transpose(0, 1)
+    };
     let arrangements =
         [[widened(&inputs.x)?, widened(&inputs.qkv)?], [swapped(&inputs.x)?, swapped(&inputs.qkv)?]];
     for [x, qkv] in arrangements {
