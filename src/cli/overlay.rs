@@ -9,7 +9,7 @@ use std::{
 use clap::Args;
 use foveate::{
     Reduction,
-    image::{Picture, caption, grid, overlay, save_png, upscale},
+    image::{Picture, caption, grid, overlay_clusters, save_png, upscale},
 };
 
 use super::{
@@ -180,13 +180,15 @@ fn draw<B: Runner>(
     for method in methods {
         let output = forward(&model.vit, &batch.images, method)?;
         let map = output.source_map(model.vit.backend())?;
+        let clustered = output.clustered(model.vit.backend(), method, &model.vit.host())?;
         let logits = output.logits.as_ref().filter(|_| is_classifier(model));
         let logits = logits.map(|logits| model.vit.backend().download(logits)).transpose()?;
         let best = logits.map(|logits| guesses(&logits, 1));
         let tokens = format!("{} to {} tokens", output.token_counts[0], map.tokens_out());
         for (image, row) in rows.iter_mut().enumerate() {
             let groups = &map.groups(image)[config.special_tokens()..];
-            let drawn = overlay(&upscale(&batch.pictures[image], factor)?, config.grid(), groups)?;
+            let picture = upscale(&batch.pictures[image], factor)?;
+            let drawn = overlay_clusters(&picture, config.grid(), groups, &clustered[image])?;
             let guess = best.as_ref().and_then(|best| best[image].first());
             let said = guess.map_or_else(String::new, |guess| {
                 format!(

@@ -42,6 +42,19 @@ impl Group {
 /// # Ok::<(), foveate::Error>(())
 /// ```
 pub fn overlay(picture: &Picture, grid: [usize; 2], groups: &[i32]) -> Result<Picture> {
+    overlay_clusters(picture, grid, groups, &[])
+}
+
+/// [`overlay`], with the outlines of tokens that are clusters (`clustered` by number; those past its end are none) dashed.
+///
+/// # Errors
+/// As [`overlay`].
+pub fn overlay_clusters(
+    picture: &Picture,
+    grid: [usize; 2],
+    groups: &[i32],
+    clustered: &[bool],
+) -> Result<Picture> {
     let fail = |what: String| Err(Error::argument("overlay", what));
     let ([rows, columns], [height, width]) = (grid, [picture.height(), picture.width()]);
     if rows == 0 || columns == 0 || height % rows != 0 || width % columns != 0 {
@@ -88,7 +101,13 @@ pub fn overlay(picture: &Picture, grid: [usize; 2], groups: &[i32]) -> Result<Pi
             let colour = if group < 0 {
                 hatch(&source, y, x, patch)
             } else {
-                let [fill, outline] = colours[&group];
+                let [fill, mut outline] = colours[&group];
+                let is_cluster = usize::try_from(group).is_ok_and(|at| clustered.get(at) == Some(&true));
+                // Dashes of a quarter of a patch, along both axes.
+                let dash = |position: usize, side: usize| position * 4 / side.max(1);
+                if is_cluster && (dash(y, patch[0]) + dash(x, patch[1])) % 2 == 1 {
+                    outline = outline.map(|v| v / 4);
+                }
                 if on_boundary([y, x], [height, width], patch, line, |y, x| group_at(y, x) != group) {
                     outline
                 } else {
@@ -181,6 +200,21 @@ mod tests {
         assert_eq!(drawn.pixel(0, 4), hue(2));
         assert_eq!(drawn.pixel(0, 0), [20; 3]);
         assert_ne!(hue(5), hue(2));
+    }
+
+    #[test]
+    fn outlines_of_clusters_are_dashed() {
+        let picture = Picture::filled(16, 32, [90; 3]).unwrap();
+        let groups = [0, 1, 0, 1];
+        let merged = overlay(&picture, [2, 2], &groups).unwrap();
+        let drawn = overlay_clusters(&picture, [2, 2], &groups, &[false, true]).unwrap();
+        assert_eq!(drawn.pixel(3, 15), merged.pixel(3, 15), "token 0 is merged");
+        // Along the boundary the cluster's outline changes four times a patch.
+        let line: Vec<bool> = (0..16).map(|y| drawn.pixel(y, 16) == hue(1)).collect();
+        assert_eq!(line.iter().filter(|&&bright| bright).count(), 8, "{line:?}");
+        let dark = hue(1).map(|v| v / 4);
+        assert!((0..16).all(|y| [&hue(1)[..], &dark[..]].contains(&drawn.pixel(y, 16))));
+        assert_eq!(overlay_clusters(&picture, [2, 2], &groups, &[]).unwrap().data(), merged.data());
     }
 
     #[test]

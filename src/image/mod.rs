@@ -20,7 +20,7 @@ mod transform;
 
 #[cfg(feature = "image")]
 pub use decode::{decode, load, save_png};
-pub use draw::{overlay, upscale};
+pub use draw::{overlay, overlay_clusters, upscale};
 pub use picture::Picture;
 pub use resize::{Interpolation, resize};
 pub use sheet::{caption, grid, label, text_size};

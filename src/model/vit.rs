@@ -248,6 +248,26 @@ impl<B: Backend> Output<B> {
     }
 }
 
+impl<B: Backend> Output<B> {
+    /// For each image which final tokens hold a cluster that `method` formed ([`Method::clusters`]).
+    ///
+    /// # Errors
+    /// Those of reading the plans from the device.
+    pub fn clustered(&self, backend: &B, method: &impl Method, host: &Host) -> Result<Vec<Vec<bool>>> {
+        let batch = backend.shape(&self.tokens)[0];
+        let mut clustered = vec![vec![false; self.token_counts[0]]; batch];
+        for (layer, plan) in &self.plans {
+            let plan = backend.download_plan(plan)?;
+            let formed = method.clusters(*layer, plan.tokens_in(), host);
+            for (image, flags) in clustered.iter_mut().enumerate() {
+                let held = |token| plan.group(image, token).0.iter().any(|&member| flags[member as usize]);
+                *flags = (0..plan.tokens_out()).map(|token| formed.contains(&token) || held(token)).collect();
+            }
+        }
+        Ok(clustered)
+    }
+}
+
 /// One block and what a method does in it.
 struct BlockPass<'a, B: Backend, M> {
     model: &'a Vit<B>,

@@ -1,6 +1,6 @@
 //! `BAT`: beyond attentive tokens (Long et al., CVPR 2023, arXiv 2211.11315).
 
-use std::fmt;
+use std::{fmt, ops::Range};
 
 use super::{
     Cost, Evidence, Host, Keep, Method, Site, Step,
@@ -150,6 +150,14 @@ impl Method for Bat {
                 scored: n as u64 + (counts.pairs + b) as u64 * c,
                 ..Cost::default()
             },
+        })
+    }
+
+    fn clusters(&self, layer: usize, tokens: usize, host: &Host) -> Range<usize> {
+        let counts = self.counts(layer, tokens.saturating_sub(host.special), host.depth);
+        counts.map_or(0..0, |counts| {
+            let end = host.special + counts.left();
+            end - counts.clusters..end
         })
     }
 

@@ -10,7 +10,7 @@ mod spec;
 mod svite;
 mod tome;
 
-use std::{fmt, str::FromStr};
+use std::{fmt, ops::Range, str::FromStr};
 
 pub use bat::Bat;
 pub use dynamicvit::DynamicVit;
@@ -154,6 +154,12 @@ pub trait Method: Sync {
     /// # Errors
     /// Those of the backend's operations.
     fn plan<B: Backend>(&self, backend: &B, evidence: &Evidence<'_, B>) -> Result<B::Plan>;
+
+    /// Which output tokens of the step in block `layer` are clusters of tokens that nobody attends to, when `tokens` tokens
+    /// enter it: what a picture tells apart from merged ones.
+    fn clusters(&self, _layer: usize, _tokens: usize, _host: &Host) -> Range<usize> {
+        0..0
+    }
 
     /// What the residual stream (B, N, C) becomes before block `layer`, as many tokens; nothing if it stays as it is.
     ///
@@ -339,6 +345,13 @@ impl Method for Reduction {
             Self::Svite(m) => m.plan(backend, evidence),
             Self::Bat(m) => m.plan(backend, evidence),
             Self::Mstm(m) => m.plan(backend, evidence),
+        }
+    }
+
+    fn clusters(&self, layer: usize, tokens: usize, host: &Host) -> Range<usize> {
+        match self {
+            Self::Bat(m) => m.clusters(layer, tokens, host),
+            _ => 0..0,
         }
     }
 
