@@ -249,14 +249,33 @@ fn profiles_count_and_do_not_time_the_emulated_driver() {
     for time in ["milliseconds", "images_per_second", "time_ratio"] {
         assert!(ours[time].is_null() && theirs[time].is_f64(), "{time}: {}", ours[time]);
     }
-    // Half a value's bytes, but for scores and pixels.
-    let bytes = |report: &Value| report["bytes"].as_f64().unwrap();
-    let share = bytes(&ours) / bytes(&theirs);
-    assert!((0.5..0.51).contains(&share), "{share}");
+    // A dense block: two norms, four products, attention, GELU. One that reduces merges with the second norm.
+    let segments = ours["segments"].as_array().unwrap();
+    let mut all = 0;
+    for segment in segments {
+        let launches = segment["launches"].as_array().unwrap();
+        all += launches.len();
+        let sum = |key: &str| launches.iter().map(|launch| launch[key].as_u64().unwrap()).sum::<u64>();
+        assert_eq!(sum("bytes"), segment["bytes"].as_u64().unwrap());
+        assert!(sum("macs") <= segment["macs"].as_u64().unwrap(), "{segment}");
+        if segment["name"].as_str().unwrap().starts_with("block") {
+            let reduces = segment["tokens_in"] != segment["tokens_out"];
+            assert!(sum("macs") > segment["macs"].as_u64().unwrap() / 2, "{segment}");
+            assert!(
+                if reduces { (9..=10).contains(&launches.len()) } else { launches.len() == 8 },
+                "{segment}"
+            );
+            assert_eq!(segment["dense_launches"], 8);
+        }
+    }
+    assert_eq!((segments.len(), ours["launches"].as_u64()), (14, Some(all as u64)));
+    assert!(theirs["launches"].is_null() && theirs["segments"][1]["launches"].is_null());
+    let memory = |key: &str| ours[key].as_u64().unwrap();
+    assert!(memory("live_bytes") <= memory("arena_bytes"));
     let output = emulated(&folder, &[], &[&profile[..], &["--device", "cuda"]].concat());
     let (table, _) = done(&output);
     assert!(
-        table.contains("not timed") && table.contains("dense MB") && !table.contains("images/s"),
+        table.contains("not timed") && table.contains("dense launches") && !table.contains("images/s"),
         "{table}"
     );
     assert!(table.lines().skip(1).all(|line| line.chars().count() <= 100), "{table}");

@@ -4,10 +4,15 @@ use std::{fmt, str::FromStr};
 
 use clap::{Args, ValueEnum};
 #[cfg(feature = "cuda")]
-use foveate::cuda::{Cuda, DType};
-use foveate::{backend::Backend, cpu::Cpu, model::VitConfig};
+use foveate::cuda::{Cuda, DType, Forecast, patch::PixelType};
+use foveate::{
+    Reduction,
+    backend::Backend,
+    cpu::Cpu,
+    model::{Vit, VitConfig},
+};
 
-use super::{failure::Failure, options::Threads};
+use super::{failure::Failure, launches::Launches, options::Threads};
 
 /// Set by `cargo xtask emulate` (xtask/src/emulate.rs): the emulated driver is meant.
 #[cfg(feature = "cuda")]
@@ -85,6 +90,9 @@ pub(crate) trait Runner: Backend + Clone {
 
     /// Returns when everything that was begun is done.
     fn wait(&self) -> foveate::Result<()>;
+
+    /// What a pass over `batch` images gives the device to do, told by a dry pass; nothing on the processor.
+    fn launches(model: &Vit<Self>, method: &Reduction, batch: usize) -> Option<foveate::Result<Launches>>;
 }
 
 impl Runner for Cpu {
@@ -112,6 +120,10 @@ impl Runner for Cpu {
 
     fn wait(&self) -> foveate::Result<()> {
         Ok(())
+    }
+
+    fn launches(_: &Vit<Self>, _: &Reduction, _: usize) -> Option<foveate::Result<Launches>> {
+        None
     }
 }
 
@@ -141,6 +153,11 @@ impl Runner for Cuda {
 
     fn wait(&self) -> foveate::Result<()> {
         self.synchronize()
+    }
+
+    fn launches(model: &Vit<Self>, method: &Reduction, batch: usize) -> Option<foveate::Result<Launches>> {
+        let forecast = Forecast::new(model, method, batch, PixelType::U8);
+        Some(forecast.map(|forecast| Launches::of(&forecast, model.config().depth)))
     }
 }
 

@@ -11,6 +11,7 @@ mod failure;
 mod info;
 mod inputs;
 mod labels;
+mod launches;
 mod measure;
 mod memory;
 mod options;

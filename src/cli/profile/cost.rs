@@ -8,6 +8,7 @@ use foveate::{
 };
 
 use crate::cli::{
+    launches::{Launch, Launches},
     measure::median,
     traffic::{Parameters, block_bytes, embed_bytes, head_bytes},
 };
@@ -19,6 +20,8 @@ pub(super) struct Segment {
     pub(super) tokens: [usize; 2],
     pub(super) macs: u64,
     pub(super) bytes: u64,
+    /// What the device is given to do; none on the processor.
+    pub(super) launches: Option<Vec<Launch>>,
     pub(super) milliseconds: Option<f64>,
 }
 
@@ -29,16 +32,20 @@ pub(super) struct Profile {
     pub(super) milliseconds: Option<f64>,
     pub(super) token_counts: Vec<usize>,
     pub(super) batch: usize,
+    /// Bytes beside the weights of a pass planned as a whole, and the most of them in use at a time.
+    pub(super) memory: Option<[usize; 2]>,
 }
 
 impl Profile {
-    /// For values of `value` bytes. `times` are the milliseconds of each segment, per run; none where nothing was timed.
+    /// For values of `value` bytes, where nothing better is known than what operations must move; launches know what they
+    /// do. `times` are the milliseconds of each segment, per run; none where nothing was timed.
     pub(super) fn new(
         config: &VitConfig,
         parameters: &Parameters,
         method: &Reduction,
         batch: usize,
         value: u64,
+        launches: Option<Launches>,
         times: &[Vec<f64>],
     ) -> Self {
         let macs = ModelMacs::of(config, method);
@@ -55,7 +62,10 @@ impl Profile {
         let mut add = |name: String, tokens: [usize; 2], macs: &Macs, bytes: u64| {
             let at = segments.len();
             let milliseconds = of_runs(&|run| run[at]);
-            segments.push(Segment { name, tokens, macs: total(macs), bytes, milliseconds });
+            let launches = launches.as_ref().map(|launches| launches.segments[at].clone());
+            let moved = |launches: &Vec<Launch>| launches.iter().map(|launch| launch.bytes).sum();
+            let bytes = launches.as_ref().map_or(bytes, moved);
+            segments.push(Segment { name, tokens, macs: total(macs), bytes, launches, milliseconds });
         };
         let bytes = embed_bytes(config, parameters, images, value);
         add("embed".to_owned(), [first, first], &macs.embed, bytes);
@@ -69,14 +79,18 @@ impl Profile {
         let bytes = head_bytes(config, parameters, last as u64, images, value);
         add("head".to_owned(), [last, last], &macs.head, bytes);
         let milliseconds = of_runs(&|run| run.iter().sum());
-        Self { segments, milliseconds, token_counts: counts, batch }
+        let memory = launches.map(|launches| [launches.arena_bytes, launches.live_bytes]);
+        Self { segments, milliseconds, token_counts: counts, batch, memory }
     }
 
     /// All segments as one, with the median of the runs' whole times.
     pub(super) fn total(&self) -> Segment {
         let ends = [self.token_counts[0], self.token_counts[self.token_counts.len() - 1]];
         let (macs, bytes) = (self.macs(), self.bytes());
-        Segment { name: "total".to_owned(), tokens: ends, macs, bytes, milliseconds: self.milliseconds }
+        let each = self.segments.iter().map(|segment| segment.launches.clone());
+        let launches = each.collect::<Option<Vec<_>>>().map(|each| each.concat());
+        let name = "total".to_owned();
+        Segment { name, tokens: ends, macs, bytes, launches, milliseconds: self.milliseconds }
     }
 
     pub(super) fn macs(&self) -> u64 {

@@ -19,7 +19,7 @@ use foveate::{
 
 use super::{
     device::{Device, Runner, on_device},
-    failure::Failure,
+    failure::{Failure, complain},
     measure::{Patience, in_turn},
     memory::{out_of_memory, too_large},
     options::{ModelSettings, vit},
@@ -38,12 +38,15 @@ Examples:
 
 Times are medians over the runs, after warming up; with a reduction the dense model is measured in turn with it. MACs \
 are counted as fvcore does. MB are counted, not measured: all parameters once per batch, and inputs and output of every \
-operation, in the type that --dtype names; attention maps are never written. The emulated driver is not timed. All figures are per batch. --arch takes random weights: what a \
-model costs does not depend on what it knows.
+operation, in the type that --dtype names; attention maps are never written. On a card, launches and their MB are those \
+that are enqueued, matrix products and copies between operations among them. On the emulated driver nothing is run or timed. All figures are per \
+batch. --arch takes random weights: what a model costs does not depend on what it knows.
 
 JSON: command, version, name, model, backend, dtype, batch, threads, runs, reduction, tokens, segments: [{name, tokens_in, \
-tokens_out, macs, bytes, milliseconds, share, dense_macs, dense_bytes, dense_milliseconds}], macs, bytes, milliseconds, images_per_second; with \
-a reduction also dense: {macs, bytes, milliseconds, images_per_second}, time_ratio and macs_ratio (reduced over dense).";
+tokens_out, macs, bytes, launches: [{operation, kernel, bytes, macs (of products)}], milliseconds, share, dense_macs, dense_bytes, \
+dense_launches (their number), dense_milliseconds}], macs, bytes, launches (their number), arena_bytes, live_bytes, milliseconds, \
+images_per_second; with a reduction also dense: {macs, bytes, launches, milliseconds, images_per_second}, time_ratio and \
+macs_ratio (reduced over dense). What is not known is null.";
 
 /// Runs that are thrown away.
 const WARM_UP: usize = 2;
@@ -116,19 +119,21 @@ fn run_on<B: Runner>(
     let images = noise(model.config(), batch)?;
     let methods =
         if reduction == Reduction::None { vec![reduction] } else { vec![reduction, Reduction::None] };
-    // Where time says nothing, a pass of each method shows that it runs.
-    let (warm_up, runs) =
-        if model.backend().keeps_time() { (WARM_UP, usize::from(arguments.runs)) } else { (0, 1) };
-    let times = measure(&model, &images, &methods, warm_up, runs)?;
     let (value, timed) = (model.backend().value_bytes(), model.backend().keeps_time());
-    let profiles: Vec<Profile> = methods
-        .iter()
-        .zip(&times)
-        .map(|(method, times)| {
-            let times = if timed { &times[..] } else { &[] };
-            Profile::new(model.config(), &parameters, method, batch, value, times)
-        })
-        .collect();
+    // Launches are told without running: where time says nothing, nothing runs.
+    let times = if timed {
+        measure(&model, &images, &methods, usize::from(arguments.runs))?
+    } else {
+        vec![Vec::new(); methods.len()]
+    };
+    let mut profiles = Vec::new();
+    for (method, times) in methods.iter().zip(&times) {
+        let launches = B::launches(&model, method, batch).and_then(|told| {
+            // The rest of the profile is known all the same.
+            told.map_err(|error| complain(&format!("the launches of {method} cannot be told: {error}"))).ok()
+        });
+        profiles.push(Profile::new(model.config(), &parameters, method, batch, value, launches, times));
+    }
     let report = Report { name, arguments, model: &model, method: &methods[0], profiles: &profiles };
     if arguments.json { write_json(&report.json()) } else { report.text(&mut io::stdout().lock()) }
 }
@@ -219,10 +224,9 @@ fn measure<B: Runner>(
     model: &Vit<B>,
     images: &Images,
     methods: &[Reduction],
-    warm_up: usize,
     runs: usize,
 ) -> Result<Vec<Vec<Vec<f64>>>, Failure> {
-    let rounds = runs + warm_up;
+    let rounds = runs + WARM_UP;
     let total = rounds * methods.len();
     let progress = Progress::bar(total, "runs");
     let mut times = vec![Vec::new(); methods.len()];
@@ -248,6 +252,6 @@ fn measure<B: Runner>(
         Ok(())
     })?;
     progress.finish();
-    times.iter_mut().for_each(|runs| drop(runs.drain(..warm_up)));
+    times.iter_mut().for_each(|runs| drop(runs.drain(..WARM_UP)));
     Ok(times)
 }

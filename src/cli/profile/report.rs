@@ -13,8 +13,27 @@ use crate::cli::{
     device::Runner,
     failure::Failure,
     info::model_json,
+    launches::Launch,
     report::{Align, Table, counted, percent, quantity, three_digits, token_path},
 };
+
+/// Columns of the terminal that a list may take.
+const COLUMNS: usize = 100;
+
+/// A list in lines of at most `columns`, those behind the first indented.
+fn wrapped(head: &str, words: &[&str], columns: usize) -> Vec<String> {
+    let mut lines = vec![head.to_owned()];
+    for (at, word) in words.iter().enumerate() {
+        let comma = if at + 1 < words.len() { "," } else { "" };
+        let last = lines.last().map_or(0, |line| line.chars().count());
+        if last + 1 + word.chars().count() + comma.len() > columns {
+            lines.push(format!("  {word}{comma}"));
+        } else if let Some(line) = lines.last_mut() {
+            line.extend([" ", *word, comma]);
+        }
+    }
+    lines
+}
 
 /// The first profile, and the dense one beside it.
 pub(super) struct Report<'a, B: Runner> {
@@ -51,6 +70,7 @@ impl<B: Runner> Report<'_, B> {
         writeln!(out)?;
         self.table(timed).write(out)?;
         writeln!(out)?;
+        self.launches(out)?;
         let ratio = |of: &dyn Fn(&Profile) -> f64, dense: &Profile| of(profile) / of(dense);
         if let Some(rate) = profile.images_per_second() {
             write!(out, "{} images/s", three_digits(rate))?;
@@ -82,27 +102,54 @@ impl<B: Runner> Report<'_, B> {
         Ok(out.flush()?)
     }
 
+    /// What the busiest block launches, and the memory of it all.
+    fn launches(&self, out: &mut dyn Write) -> Result<(), Failure> {
+        let profile = &self.profiles[0];
+        let Some([arena, live]) = profile.memory else { return Ok(()) };
+        let blocks = &profile.segments[1..profile.segments.len() - 1];
+        let number = |segment: &Segment| segment.launches.as_ref().map_or(0, Vec::len);
+        // The first of several.
+        let busiest = blocks.iter().rev().max_by_key(|segment| number(segment));
+        if let Some((name, launches)) = busiest.and_then(|s| Some((&s.name, s.launches.as_ref()?))) {
+            let operations: Vec<&str> = launches.iter().map(|launch| launch.operation.as_str()).collect();
+            for line in wrapped(&format!("launches of {name}:"), &operations, COLUMNS) {
+                writeln!(out, "{line}")?;
+            }
+        }
+        writeln!(
+            out,
+            "memory of an engine beside its weights: {} MB, at most {} MB of it in use at a time\n",
+            three_digits(arena as f64 / 1e6),
+            three_digits(live as f64 / 1e6)
+        )?;
+        Ok(())
+    }
+
     fn table(&self, timed: bool) -> Table {
         let profile = &self.profiles[0];
-        let mut columns =
-            vec![("", Align::Left), ("tokens", Align::Left), ("MMACs", Align::Right), ("MB", Align::Right)];
+        let mut columns = vec![("", Align::Left), ("tokens", Align::Left)];
+        let launched = profile.memory.is_some();
+        columns.extend(launched.then_some(("launches", Align::Right)));
+        columns.extend([("MMACs", Align::Right), ("MB", Align::Right)]);
         if timed {
             columns.extend([("ms", Align::Right), ("share", Align::Right), ("GMAC/s", Align::Right)]);
         }
         match (self.dense(), timed) {
             (None, _) => {}
             (Some(_), true) => columns.extend([("dense ms", Align::Right), ("of dense", Align::Right)]),
-            (Some(_), false) => columns.extend([("dense MMACs", Align::Right), ("dense MB", Align::Right)]),
+            (Some(_), false) => {
+                columns.extend(launched.then_some(("dense launches", Align::Right)));
+                columns.extend([("dense MMACs", Align::Right), ("dense MB", Align::Right)]);
+            }
         }
         let mut table = Table::new(columns);
         let mut row = |segment: &Segment, share: String, dense: Option<&Segment>| {
             let millions = |number: u64| three_digits(number as f64 / 1e6);
-            let mut cells = vec![
-                segment.name.clone(),
-                token_path(&segment.tokens),
-                millions(segment.macs),
-                millions(segment.bytes),
-            ];
+            let number =
+                |segment: &Segment| segment.launches.as_ref().map(|launches| launches.len().to_string());
+            let mut cells = vec![segment.name.clone(), token_path(&segment.tokens)];
+            cells.extend(number(segment));
+            cells.extend([millions(segment.macs), millions(segment.bytes)]);
             if let Some(ms) = segment.milliseconds {
                 cells.extend([
                     three_digits(ms),
@@ -111,10 +158,12 @@ impl<B: Runner> Report<'_, B> {
                 ]);
             }
             if let Some(dense) = dense {
-                cells.extend(match (segment.milliseconds, dense.milliseconds) {
-                    (Some(ms), Some(dense)) => [three_digits(dense), three_digits(ms / dense.max(1e-9))],
-                    _ => [millions(dense.macs), millions(dense.bytes)],
-                });
+                if let (Some(ms), Some(dense)) = (segment.milliseconds, dense.milliseconds) {
+                    cells.extend([three_digits(dense), three_digits(ms / dense.max(1e-9))]);
+                } else {
+                    cells.extend(number(dense));
+                    cells.extend([millions(dense.macs), millions(dense.bytes)]);
+                }
             }
             table.row(cells);
         };
@@ -140,10 +189,14 @@ impl<B: Runner> Report<'_, B> {
                     "tokens_out": segment.tokens[1],
                     "macs": segment.macs,
                     "bytes": segment.bytes,
+                    "launches": segment.launches.as_ref().map(|launches| {
+                        launches.iter().map(Launch::json).collect::<Vec<Value>>()
+                    }),
                     "milliseconds": segment.milliseconds,
                     "share": profile.share(segment),
                     "dense_macs": dense.map(|dense| dense.macs),
                     "dense_bytes": dense.map(|dense| dense.bytes),
+                    "dense_launches": dense.and_then(|dense| dense.launches.as_ref()).map(Vec::len),
                     "dense_milliseconds": dense.and_then(|dense| dense.milliseconds),
                 })
             })
@@ -163,6 +216,9 @@ impl<B: Runner> Report<'_, B> {
             "segments": segments,
             "macs": profile.macs(),
             "bytes": profile.bytes(),
+            "launches": profile.total().launches.map(|launches| launches.len()),
+            "arena_bytes": profile.memory.map(|[arena, _]| arena),
+            "live_bytes": profile.memory.map(|[_, live]| live),
             "milliseconds": profile.milliseconds,
             "images_per_second": profile.images_per_second(),
         });
@@ -170,6 +226,7 @@ impl<B: Runner> Report<'_, B> {
             document["dense"] = json!({
                 "macs": dense.macs(),
                 "bytes": dense.bytes(),
+                "launches": dense.total().launches.map(|launches| launches.len()),
                 "milliseconds": dense.milliseconds,
                 "images_per_second": dense.images_per_second(),
             });
@@ -178,5 +235,17 @@ impl<B: Runner> Report<'_, B> {
             document["macs_ratio"] = json!(profile.macs() as f64 / dense.macs() as f64);
         }
         document
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_are_wrapped() {
+        let lines = wrapped("of:", &["one", "two", "three"], 12);
+        assert_eq!(lines, ["of: one,", "  two, three"]);
+        assert_eq!(wrapped("of:", &["one", "two"], 100), ["of: one, two"]);
     }
 }

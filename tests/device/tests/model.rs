@@ -301,6 +301,17 @@ fn every_method_in_bf16() {
     check_all(DType::Bf16);
 }
 
+/// DeiT-T as published: 224 by 224 pixels, 197 tokens, twelve blocks; random weights.
+#[test]
+fn deit_tiny_in_full_size() {
+    let Some(turn) = Turn::new() else { return };
+    let config = arch::config("deit_tiny").unwrap();
+    let params = arch::random_params(&config, 3);
+    let cuda = Cuda::on(&turn.device, DType::F16).unwrap();
+    check(&cuda, &config, &params, 1, "tome:r=13");
+    turn.end();
+}
+
 /// Every shape that timm's `VisionTransformer` can take (gated MLP, norms of queries and keys, registers, mean and attention
 /// pooling, CLIP's activation), against timm's own outputs.
 #[test]
