@@ -12,6 +12,8 @@ use foveate::image::{Picture, load, save_png};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::Value;
 
+mod affnet_parts;
+
 const MODEL: &str = "assets/fashion_deit_f16.safetensors";
 const ANKLE_BOOT: &str = "assets/fashion/0000_ankle_boot.png";
 /// A picture no sane model mistakes, class 1.
@@ -519,6 +521,45 @@ fn info_says_where_numbers_come_from() {
     assert_eq!((&heads["value"], &heads["source"]), (&Value::from("4"), &Value::from("override")));
     let shown = done(&["info", MODEL, "--reduce", "tome:r=3"]);
     assert!(shown.contains("metadata: arch.heads") && shown.contains("tome:r=3"), "{shown}");
+}
+
+#[test]
+fn an_affnet_classifies_and_has_no_tokens_to_reduce() {
+    let folder = Folder::new("affnet");
+    let weights = folder.write("small.safetensors", affnet_parts::file(&affnet_parts::tensors()));
+    let size = ["--image-size", "36x44"];
+    let report = json(&["info", &weights, "--json", size[0], size[1]]);
+    assert_eq!(report["family"], "official AFFNet");
+    assert_eq!(report["model"]["widths"], serde_json::json!([16, 16, 24, 32, 40]));
+    assert_eq!(report["model"]["image"], serde_json::json!([36, 44]));
+    assert!(
+        report["macs"]["theoretical"].as_u64() > Some(0) && report["parts"].as_array().unwrap().len() == 7
+    );
+    let shown = done(&["info", &weights]);
+    assert!(shown.contains("layer_norm_2d") && shown.contains("as the official code counts"), "{shown}");
+    let classes =
+        json(&["classify", ANKLE_BOOT, TROUSER, "-w", &weights, "--json", "-k", "3", size[0], size[1]]);
+    let images = classes["images"].as_array().unwrap();
+    assert_eq!((images.len(), images[0]["predictions"].as_array().unwrap().len()), (2, 3));
+    assert_ne!(images[0]["predictions"], images[1]["predictions"]);
+    for arguments in [
+        vec!["classify", ANKLE_BOOT, "-w", &weights, "-r", "tome:r=3"],
+        vec!["info", &weights, "-r", "tome:r=3"],
+    ] {
+        let line = refused(&arguments);
+        assert!(line.contains("reduction `tome:r=3") && line.contains("frequency domain"), "{line}");
+    }
+    let report = json(&["profile", "-w", &weights, "--runs", "1", "--json", size[0], size[1]]);
+    let parts = report["segments"].as_array().unwrap();
+    assert_eq!((parts.len(), &parts[6]["name"]), (7, &Value::from("head")));
+    assert_eq!(parts[3]["grid"], serde_json::json!([5, 6]));
+    let line = refused(&["profile", "--arch", "affnet_et", "-r", "evit:keep=0.7"]);
+    assert!(line.contains("affnet_et: reduction `evit:keep=0.7"), "{line}");
+    let line =
+        refused(&["overlay", ANKLE_BOOT, "-w", &weights, "-r", "tome:r=3", "-o", &folder.file("a.png")]);
+    assert!(line.contains("is an AFFNet, which has no tokens"), "{line}");
+    let line = refused(&["classify", ANKLE_BOOT, "-w", &weights, "--set", "heads=3"]);
+    assert!(line.contains("`heads=3` does not apply"), "{line}");
 }
 
 #[test]

@@ -3,8 +3,6 @@
 //!
 //! The same files run on the CUDA kernels in tests/device/tests/golden.rs.
 
-#[path = "golden_kinds/affnet.rs"]
-mod affnet;
 mod golden_kinds;
 #[path = "golden_kinds/preprocess.rs"]
 mod preprocess;
@@ -25,14 +23,7 @@ const ELSEWHERE: &[&str] = &[];
 
 /// Kinds that only this test target runs.
 fn more(kind: &str, file: &File, check: &mut Check) -> Option<()> {
-    match kind {
-        "aff_op" => affnet::operation(file, check),
-        "aff_block" => affnet::block(file, check),
-        "affnet" => affnet::model(file, check),
-        "preprocess" => preprocess::run(file, check),
-        _ => return None,
-    }
-    Some(())
+    (kind == "preprocess").then(|| preprocess::run(file, check))
 }
 
 fn main() -> ExitCode {

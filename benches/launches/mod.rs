@@ -7,6 +7,9 @@
 mod activation;
 mod attention;
 mod cluster;
+mod convolution;
+mod frequency;
+mod grid_norm;
 mod head_norm;
 mod linear;
 mod matching;
@@ -69,11 +72,31 @@ pub const SHAPES: &[Shape] = &[
     shape(577, 1024, 16),
 ];
 
+/// Feature maps of AFFNet at 256 pixels: 32x32, 16x16 and 8x8 positions as wide as the smallest and the largest variant.
+const FEATURE_MAPS: &[Shape] = &[
+    shape(1024, 64, 8),
+    shape(256, 104, 8),
+    shape(64, 144, 8),
+    shape(1024, 128, 8),
+    shape(256, 256, 8),
+    shape(64, 320, 8),
+];
+
+/// Rows and columns of a feature map of so many positions, as square as it gets.
+fn grid(positions: usize) -> [usize; 2] {
+    let rows = (1..=positions).take_while(|rows| rows * rows <= positions);
+    let rows = rows.filter(|&rows| positions.is_multiple_of(rows)).last().unwrap_or(1);
+    [rows, positions / rows]
+}
+
 /// All operations, by the bench that times them.
 pub const OPERATIONS: &[(&str, &[Operation])] = &[
     ("activation", activation::OPERATIONS),
     ("attention", attention::OPERATIONS),
     ("cluster", cluster::OPERATIONS),
+    ("convolution", convolution::OPERATIONS),
+    ("frequency", frequency::OPERATIONS),
+    ("grid_norm", grid_norm::OPERATIONS),
     ("head_norm", head_norm::OPERATIONS),
     ("linear", linear::OPERATIONS),
     ("matching", matching::OPERATIONS),
@@ -123,6 +146,8 @@ pub struct Operation {
     pub counted: Counted,
     /// Whether the values of a token, or the heads, are part of what it does.
     by_width: bool,
+    /// The shapes that it is counted and timed on.
+    shapes: &'static [Shape],
     prepare: Prepare,
 }
 
@@ -130,11 +155,16 @@ type Prepare = fn(&Place, DType, Shape) -> Result<Launch>;
 
 impl Operation {
     const fn new(name: &'static str, types: &'static [DType], prepare: Prepare) -> Self {
-        Self { name, types, counted: Counted::Everywhere, by_width: true, prepare }
+        Self { name, types, counted: Counted::Everywhere, by_width: true, shapes: SHAPES, prepare }
     }
 
     const fn counted(self, counted: Counted) -> Self {
         Self { counted, ..self }
+    }
+
+    /// It has shapes of its own.
+    const fn on(self, shapes: &'static [Shape]) -> Self {
+        Self { shapes, ..self }
     }
 
     /// It does the same whatever the width.
@@ -181,8 +211,14 @@ pub fn counted() -> Vec<Case> {
     for case in OPERATIONS.iter().flat_map(|(_, operations)| cases(operations, COUNTED_BATCH)) {
         let Case { operation, dtype, shape } = case;
         let (first, slim) = (dtype == operation.types[0], shape.width == SHAPES[0].width);
+        let usual = operation.shapes == SHAPES;
+        let chosen = if usual {
+            slim && [197, 577].contains(&shape.tokens)
+        } else {
+            (shape.tokens, shape.width) == (operation.shapes[0].tokens, operation.shapes[0].width)
+        };
         match operation.counted {
-            Counted::Everywhere if first || slim && [197, 577].contains(&shape.tokens) => counted.push(case),
+            Counted::Everywhere if first || chosen => counted.push(case),
             Counted::UpTo(most) if slim && shape.tokens <= most && (first || shape.tokens == 197) => {
                 counted.push(Case { shape: Shape { batch: 1, ..shape }, ..case });
             }
@@ -202,7 +238,8 @@ fn cases(operations: &'static [Operation], batch: usize) -> Vec<Case> {
     let mut cases = Vec::new();
     for operation in operations {
         for &dtype in operation.types {
-            let shapes = SHAPES.iter().filter(|shape| operation.by_width || shape.width == SHAPES[0].width);
+            let shapes =
+                operation.shapes.iter().filter(|shape| operation.by_width || shape.width == SHAPES[0].width);
             cases.extend(shapes.map(|&shape| Case { operation, dtype, shape: Shape { batch, ..shape } }));
         }
     }

@@ -103,7 +103,8 @@ struct Row {
     }
 
     // Writes (v - mean)/sqrt(variance + eps)*weight + bias. Contractions are written out, so that every kernel that
-    // normalises a row gives the same bits.
+    // normalises a row gives the same bits. With kOutside epsilon is added to the root instead.
+    template <bool kOutside = false>
     __device__ __forceinline__ void store_normalised(Storage* out, const Storage* weight, const Storage* bias, float eps,
                                                      int width, NormScratch<kWarps>& scratch) const {
         float sum = 0.0f;
@@ -125,7 +126,7 @@ struct Row {
         }
         const float variance = __fdiv_rn(team_sum<kWarps>(squares, scratch.squares), static_cast<float>(width));
         // Exact root and reciprocal: once a row, they cost nothing and keep f32 within the reference's error.
-        const float scale = __frcp_rn(__fsqrt_rn(variance + eps));
+        const float scale = __frcp_rn(kOutside ? __fsqrt_rn(variance) + eps : __fsqrt_rn(variance + eps));
 #pragma unroll
         for (int i = 0; i < kAccesses; ++i) {
             if (within(i, width)) {

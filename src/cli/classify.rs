@@ -7,10 +7,11 @@ use std::{
 };
 
 use clap::Args;
-use foveate::{Reduction, backend::Backend, reduction::token_counts};
+use foveate::{Images, Reduction, Tensor, image::Transform, reduction::token_counts};
 use serde_json::{Value, json};
 
 use super::{
+    affnet,
     device::{Device, Runner, on_device},
     failure::Failure,
     inputs::{Batch, Rejected, expand, for_each_batch, verdict},
@@ -27,7 +28,7 @@ Examples:
   foveate classify photos/ 'more/**/*.png' --weights deit_small.safetensors -r tome:r=13 --top 1
   foveate classify photos/ --weights m.safetensors --labels imagenet.txt --json > result.json
 
-JSON: command, version, weights, reduction, tokens (entering block 0 and leaving each block), images: [{image, \
+JSON: command, version, weights, reduction, tokens (entering block 0 and leaving each block; none of an AFFNet), images: [{image, \
 predictions: [{class, label, probability}]}], errors: [{image, error}], seconds and images_per_second (without \
 decoding).";
 
@@ -68,6 +69,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let reduction: Reduction = arguments.reduce.parse()?;
     let overrides = arguments.settings.overrides()?;
     let paths = expand(&arguments.sources.images)?;
+    if let Some(affnet) = affnet::open(&arguments.sources.weights, &overrides)? {
+        return affnet.classify(arguments, &reduction, &paths);
+    }
     let loaded = Loaded::open(&arguments.sources.weights, &overrides)?;
     on_device!(arguments.device, &loaded.config, |backend| {
         run_on(arguments, &reduction, &paths, &loaded.on(backend)?)
@@ -83,24 +87,62 @@ fn run_on<B: Runner>(
     require_classifier(model)?;
     model.check(reduction)?;
     let config = model.config();
-    let labels = match &arguments.labels {
-        Some(file) => Some(labels::read(file, config.classes, &model.file)?),
-        None => config.labels.clone(),
+    let task = Task {
+        file: &model.file,
+        classes: config.classes,
+        labels: config.labels.as_deref(),
+        transform: &config.transform,
+        image: config.image,
+        tokens: token_counts(reduction, config.tokens(), &model.vit.host()),
     };
-    let labels = labels.as_deref();
-    let top = usize::from(arguments.top).min(config.classes);
+    with(arguments, reduction, paths, &task, |images| {
+        let output = forward(&model.vit, images, reduction)?;
+        let logits = output.logits.ok_or_else(|| Failure::input("the model has no head"))?;
+        Ok(model.vit.backend().download(&logits)?)
+    })
+}
+
+/// What there is to know of a classifier.
+pub(crate) struct Task<'a> {
+    /// The checkpoint as messages name it.
+    pub(crate) file: &'a str,
+    /// How many classes there are.
+    pub(crate) classes: usize,
+    /// Their names, if the checkpoint brings them.
+    pub(crate) labels: Option<&'a [String]>,
+    /// How pictures become inputs.
+    pub(crate) transform: &'a Transform,
+    /// Of this height and width.
+    pub(crate) image: [usize; 2],
+    /// Tokens entering block 0 and leaving each block.
+    pub(crate) tokens: Vec<usize>,
+}
+
+/// Classifies by what `infer` makes of a batch: logits.
+pub(crate) fn with(
+    arguments: &Arguments,
+    reduction: &Reduction,
+    paths: &[PathBuf],
+    task: &Task<'_>,
+    mut infer: impl FnMut(&Images) -> Result<Tensor, Failure>,
+) -> Result<(), Failure> {
+    let named = match &arguments.labels {
+        Some(file) => Some(labels::read(file, task.classes, task.file)?),
+        None => None,
+    };
+    let labels = named.as_deref().or(task.labels);
+    let top = usize::from(arguments.top).min(task.classes);
     let mut sink = if arguments.json {
-        Sink::Json(JsonStream::begin(&head(arguments, model, reduction))?)
+        Sink::Json(JsonStream::begin(&head(arguments, reduction, &task.tokens))?)
     } else {
         Sink::Text { out: io::stdout(), top }
     };
     let (mut seconds, mut count) = (0.0, 0);
-    let rejected = for_each_batch(paths, config, arguments.batch.get(), |batch, progress| {
+    let input = (task.transform, task.image);
+    let rejected = for_each_batch(paths, input, arguments.batch.get(), |batch, progress| {
         let Batch { names, images, .. } = batch;
         let begun = Instant::now();
-        let output = forward(&model.vit, &images, reduction)?;
-        let logits = output.logits.ok_or_else(|| Failure::input("the model has no head"))?;
-        let logits = model.vit.backend().download(&logits)?;
+        let logits = infer(&images)?;
         seconds += begun.elapsed().as_secs_f64();
         count += names.len();
         let guesses = guesses(&logits, top);
@@ -116,6 +158,13 @@ fn run_on<B: Runner>(
         );
     }
     verdict(&rejected)
+}
+
+impl Arguments {
+    /// Where to compute.
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
+    }
 }
 
 impl Sink {
@@ -157,13 +206,13 @@ impl Sink {
     }
 }
 
-fn head<B: Backend>(arguments: &Arguments, model: &Model<B>, reduction: &Reduction) -> Value {
+fn head(arguments: &Arguments, reduction: &Reduction, tokens: &[usize]) -> Value {
     json!({
         "command": "classify",
         "version": env!("CARGO_PKG_VERSION"),
         "weights": arguments.sources.weights.display().to_string(),
         "reduction": reduction.to_string(),
-        "tokens": token_counts(reduction, model.config().tokens(), &model.vit.host()),
+        "tokens": tokens,
     })
 }
 

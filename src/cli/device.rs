@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use foveate::cuda::{Cuda, DType, Forecast, patch::PixelType};
 use foveate::{
     Reduction,
-    backend::Backend,
+    backend::GridBackend,
     cpu::Cpu,
     model::{Vit, VitConfig},
 };
@@ -69,7 +69,7 @@ enum Storage {
 }
 
 /// A backend that the command runs on.
-pub(crate) trait Runner: Backend + Clone {
+pub(crate) trait Runner: GridBackend + Clone {
     /// Its kind, as reports name it: `cpu` or `cuda`.
     const NAME: &'static str;
 
@@ -196,24 +196,24 @@ impl Device {
         self.threads.start()
     }
 
-    /// The backend asked for, for a model with these numbers. What was left to choose is told on stderr: what was taken, and
+    /// The backend asked for, for a transformer with these numbers, or any other model. What was left to choose is told on stderr: what was taken, and
     /// why.
-    pub(crate) fn start(&self, config: &VitConfig) -> Result<Chosen, Failure> {
+    pub(crate) fn start<'a>(&self, config: impl Into<Option<&'a VitConfig>>) -> Result<Chosen, Failure> {
         match self.place {
             Place::Cpu => Ok(Chosen::Cpu(Cpu::new())),
-            Place::Auto | Place::Cuda(_) => self.card(config),
+            Place::Auto | Place::Cuda(_) => self.card(config.into()),
         }
     }
 
     /// Without CUDA there is nothing to choose from, and so nothing to tell.
     #[cfg(not(feature = "cuda"))]
     #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "as with CUDA")]
-    fn card(&self, _config: &VitConfig) -> Result<Chosen, Failure> {
+    fn card(&self, _config: Option<&VitConfig>) -> Result<Chosen, Failure> {
         Ok(Chosen::Cpu(Cpu::new()))
     }
 
     #[cfg(feature = "cuda")]
-    fn card(&self, config: &VitConfig) -> Result<Chosen, Failure> {
+    fn card(&self, config: Option<&VitConfig>) -> Result<Chosen, Failure> {
         let automatic = self.place == Place::Auto;
         let ordinal = if let Place::Cuda(ordinal) = self.place { ordinal } else { 0 };
         let device = match open(ordinal) {
@@ -248,16 +248,16 @@ impl Device {
 
     /// The type of weights and tokens, and why where it is not the usual one.
     #[cfg(feature = "cuda")]
-    fn storage(&self, config: &VitConfig) -> foveate::Result<(DType, String)> {
+    fn storage(&self, config: Option<&VitConfig>) -> foveate::Result<(DType, String)> {
+        // An AFFNet runs in every type.
+        let supports = |dtype| config.map_or(Ok(()), |config| Cuda::supports(config, dtype));
         if let Some(dtype) = self.dtype {
             let dtype = DType::from(dtype);
-            return Cuda::supports(config, dtype).map(|()| (dtype, String::new()));
+            return supports(dtype).map(|()| (dtype, String::new()));
         }
-        match Cuda::supports(config, DType::F16) {
+        match supports(DType::F16) {
             Ok(()) => Ok((DType::F16, String::new())),
-            Err(reason) => {
-                Cuda::supports(config, DType::F32).map(|()| (DType::F32, format!(", because {reason}")))
-            }
+            Err(reason) => supports(DType::F32).map(|()| (DType::F32, format!(", because {reason}"))),
         }
     }
 }

@@ -17,6 +17,7 @@ use foveate::{
 use serde_json::{Value, json};
 
 use super::{
+    affnet,
     failure::Failure,
     options::{ModelSettings, reductions},
     progress::Progress,
@@ -35,7 +36,9 @@ MACs are multiply-adds per image as fvcore counts them (ToMe, MCTF); the JSON al
 JSON: command, version, file, family, parameters, file_parameters, file_bytes, storage, model: {image, patch, channels, \
 width, depth, heads, hidden, activation, norm_eps, class_token, distillation_token, registers, readout, classes}, \
 settings: [{name, value, source}], grid, special_tokens, tokens, macs: {fvcore, torchprofile}, transform: {crop_pct, \
-interpolation, mean, std}, labels, metadata, reductions: [{reduction, tokens, macs: {fvcore, torchprofile}, macs_share}].";
+interpolation, mean, std}, labels, metadata, reductions: [{reduction, tokens, macs: {fvcore, torchprofile}, macs_share}]. Of an \
+AFFNet: model: {image, channels, stem, widths, filters, features, activation, norm, norm_eps, shrinkage, classes}, parts: \
+[{name, grid, macs}], macs: {theoretical, fvcore}, and nothing about tokens.";
 
 /// Show what a checkpoint is: architecture, numbers and where they came from, cost.
 #[derive(Debug, Args)]
@@ -66,6 +69,9 @@ struct Findings {
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let methods = reductions(&arguments.reduce)?;
     let overrides = arguments.settings.overrides()?;
+    if let Some(affnet) = affnet::open(&arguments.weights, &overrides)? {
+        return affnet.info(&methods, arguments.json);
+    }
     let progress = Progress::spinner("reading the weights");
     let checkpoint = Checkpoint::open(&arguments.weights)?;
     let config = ConfigFile::beside(&arguments.weights)?;
@@ -80,6 +86,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if arguments.json { write_json(&findings.json()) } else { findings.text(&mut io::stdout().lock()) }
 }
 
+/// The storage types of a file's tensors.
+pub(crate) fn storage(checkpoint: &Checkpoint) -> Vec<String> {
+    let types: BTreeSet<String> = checkpoint.names().filter_map(|name| checkpoint.dtype(name)).collect();
+    types.into_iter().collect()
+}
+
+/// Values and bytes of a file's tensors.
+pub(crate) fn stored(checkpoint: &Checkpoint) -> [u64; 2] {
+    let shapes = checkpoint.names().filter_map(|name| checkpoint.shape(name));
+    let values = shapes.map(|shape| shape.iter().product::<usize>() as u64).sum();
+    let bytes = checkpoint.names().filter_map(|name| checkpoint.size_bytes(name));
+    [values, bytes.sum::<usize>() as u64]
+}
+
 impl Findings {
     fn config(&self) -> &VitConfig {
         &self.loaded.config
@@ -89,23 +109,9 @@ impl Findings {
         ModelMacs::of(self.config(), method)
     }
 
-    /// The storage types of the file's tensors.
-    fn storage(&self) -> Vec<String> {
-        let types: BTreeSet<String> =
-            self.checkpoint.names().filter_map(|name| self.checkpoint.dtype(name)).collect();
-        types.into_iter().collect()
-    }
-
-    fn stored(&self) -> [u64; 2] {
-        let shapes = self.checkpoint.names().filter_map(|name| self.checkpoint.shape(name));
-        let values = shapes.map(|shape| shape.iter().product::<usize>() as u64).sum();
-        let bytes = self.checkpoint.names().filter_map(|name| self.checkpoint.size_bytes(name));
-        [values, bytes.sum::<usize>() as u64]
-    }
-
     fn text(&self, out: &mut dyn Write) -> Result<(), Failure> {
         let config = self.config();
-        let [stored, bytes] = self.stored();
+        let [stored, bytes] = stored(&self.checkpoint);
         writeln!(out, "{}", self.file)?;
         writeln!(
             out,
@@ -113,7 +119,7 @@ impl Findings {
             self.loaded.family.name(),
             thousands(self.parameters),
             thousands(stored),
-            self.storage().join(", "),
+            storage(&self.checkpoint).join(", "),
             bytes as f64 / 1e6
         )?;
         writeln!(out)?;
@@ -162,7 +168,7 @@ impl Findings {
 
     fn json(&self) -> Value {
         let config = self.config();
-        let [stored, bytes] = self.stored();
+        let [stored, bytes] = stored(&self.checkpoint);
         let dense = self.macs(&Reduction::None).sum();
         let settings = self.loaded.provenance.iter();
         let settings: Vec<Value> =
@@ -176,7 +182,7 @@ impl Findings {
             "parameters": self.parameters,
             "file_parameters": stored,
             "file_bytes": bytes,
-            "storage": self.storage(),
+            "storage": storage(&self.checkpoint),
             "model": model_json(config),
             "settings": settings,
             "grid": config.grid(),

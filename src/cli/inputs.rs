@@ -7,8 +7,7 @@ use std::{
 
 use foveate::{
     Error, Images,
-    image::{Picture, batch, load},
-    model::VitConfig,
+    image::{Picture, Transform, batch, load},
 };
 use rayon::prelude::*;
 
@@ -101,18 +100,18 @@ pub(crate) struct Rejected {
     pub(crate) error: String,
 }
 
-/// Reads `paths` in batches of `size` images and hands each to `work`. At most one batch is in memory; decoding runs on
+/// Reads `paths`, through a transform to a height and width, in batches of `size` images and hands each to `work`. At most one batch is in memory; decoding runs on
 /// all threads. Images that cannot be used are reported on stderr at once, left out, and returned.
 pub(crate) fn for_each_batch(
     paths: &[PathBuf],
-    config: &VitConfig,
+    input: (&Transform, [usize; 2]),
     size: usize,
     mut work: impl FnMut(Batch, &Progress) -> Result<(), Failure>,
 ) -> Result<Vec<Rejected>, Failure> {
     let progress = Progress::bar(paths.len(), "images");
     let mut rejected = Vec::new();
     for chunk in paths.chunks(size) {
-        let read: Vec<_> = chunk.par_iter().map(|path| prepare(path, config)).collect();
+        let read: Vec<_> = chunk.par_iter().map(|path| prepare(path, input)).collect();
         let (mut names, mut pictures) = (Vec::new(), Vec::new());
         for (path, outcome) in chunk.iter().zip(read) {
             let name = path.display().to_string();
@@ -139,13 +138,10 @@ pub(crate) fn for_each_batch(
 }
 
 /// One file as the model's input.
-fn prepare(path: &Path, config: &VitConfig) -> Result<Picture, Error> {
+fn prepare(path: &Path, (transform, size): (&Transform, [usize; 2])) -> Result<Picture, Error> {
     let picture = load(path)?;
     // Whatever the transform refuses, it refuses because of this picture.
-    config
-        .transform
-        .apply(&picture, config.image)
-        .map_err(|e| Error::image(path.display().to_string(), e.to_string()))
+    transform.apply(&picture, size).map_err(|e| Error::image(path.display().to_string(), e.to_string()))
 }
 
 /// Ends a command that has reported the images it could not use.

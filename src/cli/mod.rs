@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 2 for bad input (a file, a setting, the usage), 1 for anything else. Errors are one line each on
 //! stderr, `foveate: ...`; results go to stdout, and with `--json` nothing else does.
 
+mod affnet;
 mod classify;
 mod demo;
 mod device;

@@ -6,6 +6,7 @@ use clap::Args;
 use foveate::{
     Reduction, Tensor,
     backend::Backend,
+    image::Transform,
     model::{Vit, VitConfig, VitParams},
     reduction::Method,
     weights::{Checkpoint, ConfigFile, Family, LoadedVit, Overrides, load_vit},
@@ -149,6 +150,11 @@ impl<B: Backend> Model<B> {
     /// The model's numbers.
     pub(crate) fn config(&self) -> &VitConfig {
         self.vit.config()
+    }
+
+    /// How pictures become inputs, and of which height and width.
+    pub(crate) fn input(&self) -> (&Transform, [usize; 2]) {
+        (&self.config().transform, self.config().image)
     }
 
     /// Whether the head is CLIP's projection rather than a classifier.

@@ -93,7 +93,7 @@ fn run_on<B: Runner>(
     }
     let mut target = target;
     let mut rows = Vec::new();
-    let rejected = for_each_batch(paths, model.config(), batch, |batch, progress| {
+    let rejected = for_each_batch(paths, model.input(), batch, |batch, progress| {
         let made = draw(model, methods, &batch)?;
         for (name, row) in batch.names.iter().zip(made) {
             match &mut target {

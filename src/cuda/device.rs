@@ -23,6 +23,7 @@ struct Inner {
     kernels: Kernels,
     name: String,
     multiprocessors: usize,
+    shared_bytes: usize,
 }
 
 impl Device {
@@ -56,11 +57,13 @@ impl Device {
         let kernels = Kernels::load(&context, &name, capability)?;
         select::permit_shared_memory(&kernels, &name, limit)?;
         attention::permit_shared_memory(&kernels.attention, &name, limit)?;
+        kernels.frequency.permit_shared_memory(&name, limit)?;
         let multiprocessors = context
             .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
             .map_err(ask)?;
         let multiprocessors = usize::try_from(multiprocessors).unwrap_or(1).max(1);
-        Ok(Self { inner: Arc::new(Inner { context, kernels, name, multiprocessors }) })
+        let shared_bytes = usize::try_from(limit).unwrap_or_default();
+        Ok(Self { inner: Arc::new(Inner { context, kernels, name, multiprocessors, shared_bytes }) })
     }
 
     /// The context that the kernels were loaded into.
@@ -82,6 +85,11 @@ impl Device {
     /// Multiprocessors.
     pub(super) fn multiprocessors(&self) -> usize {
         self.inner.multiprocessors
+    }
+
+    /// Shared memory that a block may have, in bytes.
+    pub(super) fn shared_bytes(&self) -> usize {
+        self.inner.shared_bytes
     }
 
     pub(super) fn kernels(&self) -> &Kernels {

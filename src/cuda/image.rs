@@ -9,6 +9,7 @@ use cudarc::{
 
 use super::{
     DType, activation::ActivationKernels, attention::AttentionKernels, cluster::ClusterKernels,
+    convolution::ConvolutionKernels, frequency::FrequencyKernels, grid_norm::GridNormKernels,
     head_norm::HeadNormKernels, patch::PatchKernels, predictor::PredictorKernels, reduce::ReduceKernels,
     score::ScoreKernels, softmax::SoftmaxKernels, tokens::TokenKernels, windows::WindowKernels,
 };
@@ -75,7 +76,7 @@ pub(super) const WIDEST: usize = 4096;
 pub(super) struct RowKernels(Vec<Kernel>);
 
 impl RowKernels {
-    fn load(module: &Module, prefix: &str) -> Result<Self> {
+    pub(super) fn load(module: &Module, prefix: &str) -> Result<Self> {
         let name = |dtype: DType, shape: RowShape| format!("{prefix}_{dtype}_{}", shape.suffix);
         let names = DType::ALL.iter().flat_map(|&dtype| ROW_SHAPES.map(|shape| name(dtype, shape)));
         Ok(Self(names.map(|name| module.kernel(name)).collect::<Result<_>>()?))
@@ -175,6 +176,9 @@ pub(super) struct Kernels {
     pub(super) activation: ActivationKernels,
     pub(super) cluster: ClusterKernels,
     pub(super) windows: WindowKernels,
+    pub(super) convolution: ConvolutionKernels,
+    pub(super) frequency: FrequencyKernels,
+    pub(super) grid_norm: GridNormKernels,
     pub(super) head_norm: HeadNormKernels,
     pub(super) patch: PatchKernels,
     pub(super) predictor: PredictorKernels,
@@ -222,6 +226,9 @@ impl Kernels {
             activation: ActivationKernels::load(&module("activation")?)?,
             cluster: ClusterKernels::load(&module("cluster")?)?,
             windows: WindowKernels::load(&module("windows")?)?,
+            convolution: ConvolutionKernels::load(&module("convolution")?)?,
+            frequency: FrequencyKernels::load(&module("frequency")?)?,
+            grid_norm: GridNormKernels::load(&module("grid_norm")?)?,
             head_norm: HeadNormKernels::load(&module("head_norm")?)?,
             patch: PatchKernels::load(&module("patch")?)?,
             predictor: PredictorKernels::load(&module("predictor")?)?,

@@ -92,6 +92,11 @@ impl Divisor {
         let multiplier = (1_u64 << (31 + shift)).div_ceil(n);
         Ok(Self { multiplier: u32::try_from(multiplier).unwrap_or(u32::MAX), shift, by })
     }
+
+    /// What it divides by.
+    pub(super) fn by(self) -> usize {
+        self.by.unsigned_abs() as usize
+    }
 }
 
 /// Threads of a block of the kernels that give each thread one item.

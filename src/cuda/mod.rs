@@ -13,6 +13,9 @@
 //! | [`cluster`] | kernels/cluster.cu | [`Backend::cluster`] |
 //! | [`windows`] | kernels/windows.cu | [`Backend::pool_windows`], [`Backend::add_windows`] |
 //! | [`activation`] | kernels/activation.cu | [`Activation`](crate::model::Activation) |
+//! | [`convolution`] | kernels/convolution.cu | [`GridBackend::convolution`], [`GridBackend::depthwise`] |
+//! | [`frequency`] | kernels/frequency.cu | [`GridBackend::frequency`] |
+//! | [`grid_norm`] | `kernels/grid_norm.cu` | [`GridBackend::grid_norm`] |
 //! | [`head_norm`] | `kernels/head_norm.cu` | [`Backend::head_norm`] |
 //! | [`matching`] | kernels/matching.cu | [`Backend::matching`] |
 //! | [`merge`] | kernels/merge.cu | [`Backend::merge`], [`Backend::unmerge`] |
@@ -49,6 +52,10 @@
 //! [`Backend::attention`]: crate::backend::Backend::attention
 //! [`Backend::attention_scores`]: crate::backend::Backend::attention_scores
 //! [`Backend::attention_reduced`]: crate::backend::Backend::attention_reduced
+//! [`GridBackend::convolution`]: crate::backend::GridBackend::convolution
+//! [`GridBackend::depthwise`]: crate::backend::GridBackend::depthwise
+//! [`GridBackend::grid_norm`]: crate::backend::GridBackend::grid_norm
+//! [`GridBackend::frequency`]: crate::backend::GridBackend::frequency
 //! [`Backend::layer_norm`]: crate::backend::Backend::layer_norm
 //! [`Backend::linear`]: crate::backend::Backend::linear
 //! [`Backend::matching`]: crate::backend::Backend::matching
@@ -74,9 +81,12 @@ mod backend;
 mod blas;
 mod borrow;
 pub mod cluster;
+pub mod convolution;
 mod device;
 mod element;
 mod engine;
+pub mod frequency;
+pub mod grid_norm;
 pub mod head_norm;
 mod image;
 mod launch;

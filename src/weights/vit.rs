@@ -3,14 +3,14 @@
 use std::path::Path;
 
 use super::{
-    Checkpoint, ConfigFile, Family, Overrides,
+    Checkpoint, ConfigFile, Family, Overrides, is_affnet,
     naming::Names,
     parameters::Reader,
     position::resample_positions,
     settings::{Positions, Settings},
 };
 use crate::{
-    Result, Tensor,
+    Error, Result, Tensor,
     backend::Backend,
     model::{Vit, VitConfig, VitParams},
 };
@@ -75,6 +75,13 @@ pub fn load_vit(
     config: Option<&ConfigFile>,
     overrides: &Overrides,
 ) -> Result<LoadedVit> {
+    if is_affnet(checkpoint) {
+        return Err(Error::file(
+            checkpoint.file(),
+            "is an AFFNet, which has no tokens to look at or to reduce; `foveate classify` and `foveate info` take it, \
+             `load_affnet` reads it",
+        ));
+    }
     let names = Names::of(checkpoint)?;
     let reader = Reader::new(checkpoint, &names);
     let skeleton = reader.skeleton()?;

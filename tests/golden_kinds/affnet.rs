@@ -6,7 +6,7 @@ use foveate::{
     weights::{Checkpoint, Overrides, load_aff_block, load_affnet},
 };
 
-use crate::golden_kinds::{Array, Check, File, Tolerance, images, int, text};
+use super::{Array, Check, File, Tolerance, images, int, text};
 
 /// (B, C, H, W) as a feature map (B, H·W, C).
 fn map(array: &Array) -> Tensor {

@@ -5,7 +5,7 @@ use std::{
     process::ExitCode,
 };
 
-use super::{Check, File, cluster, dynamicvit, evit, mctf, svite, tome, vit};
+use super::{Check, File, affnet, cluster, dynamicvit, evit, mctf, svite, tome, vit};
 
 /// Kinds of methods and models that are not built yet.
 const PENDING: &[&str] =
@@ -45,6 +45,9 @@ fn run(kind: &str, file: &File, check: &mut Check) -> Option<()> {
         "vit_weights" => vit::weights(file, check),
         "vit_model" => vit::model(file, check),
         "deit_distilled" => vit::distilled(file, check),
+        "aff_op" => affnet::operation(file, check),
+        "aff_block" => affnet::block(file, check),
+        "affnet" => affnet::model(file, check),
         "dinov2_reg" => vit::registers(file, check),
         _ => return crate::more(kind, file, check),
     }

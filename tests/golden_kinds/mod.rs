@@ -1,5 +1,6 @@
 //! Reading golden files and comparing with them.
 
+pub(crate) mod affnet;
 pub(crate) mod cluster;
 pub(crate) mod dynamicvit;
 pub(crate) mod evit;

@@ -50,6 +50,11 @@ const DYNAMIC_SHARED: &[(&str, u32)] = &[
     // 197 tokens.
     ("fv_cluster_plan", 3_948),
     ("fv_cluster_nearest", 944),
+    // Groups of 16 channels on 32x32 positions, the largest of the published networks.
+    ("fv_frequency_forward", 9_216),
+    ("fv_frequency_inverse", 9_216),
+    ("fv_frequency_bins", 37_888),
+    ("fv_frequency", 88_976),
     // Tokens of 384 values.
     ("fv_predictor_score_f32", 53_760),
     ("fv_predictor_score", 41_472),
@@ -74,6 +79,11 @@ const REASONS: &[(&str, &str)] = &[
     (
         "fv_cluster_pairs",
         "bound by fused multiply-adds: 32 sums and the next step of eight rows in registers; 128 registers spill",
+    ),
+    (
+        "fv_frequency",
+        "a group's whole spectrum stays in shared memory between the transforms, 66 of 87 KiB at 16 channels on 32x32; smaller \
+         ones (22 to 50 KiB) leave room for two to four blocks",
     ),
     (
         "fv_predictor_",

@@ -86,7 +86,7 @@ fn run_on<B: Runner>(
     let notes = |images: &[String]| notes(arguments, model, reduction, images);
     let mut file = EmbeddingFile::create(&arguments.output, parts.clone(), paths.len(), &notes(&all_names))?;
     let mut names = Vec::new();
-    let rejected = for_each_batch(paths, model.config(), arguments.batch.get(), |batch, _| {
+    let rejected = for_each_batch(paths, model.input(), arguments.batch.get(), |batch, _| {
         let output = forward(&model.vit, &batch.images, reduction)?;
         let extract = Extract::new(model, &output)?;
         for part in &parts {

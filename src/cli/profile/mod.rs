@@ -1,5 +1,6 @@
 //! `foveate profile`: where the time goes, block by block, and what a reduction makes of it.
 
+mod affnet;
 mod cost;
 mod report;
 
@@ -46,7 +47,8 @@ JSON: command, version, name, model, backend, dtype, batch, threads, runs, reduc
 tokens_out, macs, bytes, launches: [{operation, kernel, bytes, macs (of products)}], milliseconds, share, dense_macs, dense_bytes, \
 dense_launches (their number), dense_milliseconds}], macs, bytes, launches (their number), arena_bytes, live_bytes, milliseconds, \
 images_per_second; with a reduction also dense: {macs, bytes, launches, milliseconds, images_per_second}, time_ratio and \
-macs_ratio (reduced over dense). What is not known is null.";
+macs_ratio (reduced over dense). What is not known is null. Of an AFFNet (affnet_et, affnet_t, \
+affnet_s): segments: [{name, grid, macs, milliseconds, share}], and no bytes.";
 
 /// Runs that are thrown away.
 const WARM_UP: usize = 2;
@@ -97,6 +99,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     arguments.device.prepare()?;
     let reduction: Reduction = arguments.reduce.parse()?;
     let overrides = arguments.settings.overrides()?;
+    if affnet::run(arguments, &reduction, &overrides)?.is_some() {
+        return Ok(());
+    }
     let (name, config, mut params) = arguments.source.model(&overrides)?;
     if arguments.source.arch.is_some() {
         params.reducers = arch::random_reducers(&config, reduction.own_weights(&config.host()), 0);
@@ -116,7 +121,7 @@ fn run_on<B: Runner>(
     let parameters = Parameters::of(&params);
     let batch = usize::from(arguments.batch);
     let model = vit(backend, config, params)?;
-    let images = noise(model.config(), batch)?;
+    let images = noise(model.config().channels, model.config().image, batch)?;
     let methods =
         if reduction == Reduction::None { vec![reduction] } else { vec![reduction, Reduction::None] };
     let (value, timed) = (model.backend().value_bytes(), model.backend().keeps_time());
@@ -180,16 +185,15 @@ fn configured(mut config: VitConfig, overrides: &Overrides) -> Result<VitConfig,
 }
 
 /// Images of random pixels.
-fn noise(config: &VitConfig, batch: usize) -> Result<Images, Failure> {
-    let [height, width] = config.image;
+fn noise(channels: usize, [height, width]: [usize; 2], batch: usize) -> Result<Images, Failure> {
     let mut state = 0x2545_F491_4F6C_DD1D_u64;
-    let pixels = (0..batch * config.channels * height * width).map(|_| {
+    let pixels = (0..batch * channels * height * width).map(|_| {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
         (state >> 56) as u8
     });
-    Ok(Images::new([batch, config.channels, height, width], Pixels::U8(pixels.collect()))?)
+    Ok(Images::new([batch, channels, height, width], Pixels::U8(pixels.collect()))?)
 }
 
 /// Notes when each block was done.

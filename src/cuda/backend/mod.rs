@@ -5,6 +5,7 @@
 
 mod attention;
 mod cluster;
+mod grid;
 mod ledger;
 mod limits;
 mod linear;

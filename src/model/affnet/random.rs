@@ -31,7 +31,10 @@ pub fn random_params(config: &AffNetConfig, seed: u64) -> AffNetParams<Tensor> {
             layers,
             norm: random.norm(width),
             proj: random.linear(width, width),
-            fusion: stage.fuse.then(|| [random.linear(width, width), random.linear(width, width)]),
+            fusion: stage.fuse.then(|| {
+                let [first, second] = [random.linear(width, width), random.linear(width, width)];
+                [first, Linear { bias: None, ..second }]
+            }),
         };
         (down, body)
     });

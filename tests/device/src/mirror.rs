@@ -5,10 +5,12 @@ use std::ops::Range;
 use foveate::{
     Images, Result, Tensor, TokenPlan,
     backend::{
-        Attraction, Backend, Cluster, Epilogue, Heads, KeepInPlace, Linear, LinearRows, Matching, Merged,
-        Metric, Norm, Pooling, Predictor, ScoreRequest, Scores, Select, Weighting,
+        Attraction, Backend, Cluster, Convolution, Depthwise, Epilogue, Frequency, GridBackend, Heads,
+        KeepInPlace, Linear, LinearRows, Matching, Merged, Metric, Norm, NormOver, Pooling, Predictor,
+        ScoreRequest, Scores, Select, Weighting,
     },
     cuda::{Cuda, CudaTensor},
+    model::Activation,
 };
 
 /// A backend over host tensors that moves each operation's arguments to the device and its results back. In `f32` neither
@@ -275,5 +277,41 @@ impl Backend for Mirror {
 
     fn hidden_sizes(&self, sizes: Option<&Tensor>, shape: [usize; 2], hidden: usize) -> Result<Tensor> {
         self.0.download(&self.0.hidden_sizes(self.up_f32(sizes)?.as_ref(), shape, hidden)?)
+    }
+}
+
+impl GridBackend for Mirror {
+    fn convolution(&self, x: &Tensor, grid: [usize; 2], layer: &Convolution<Tensor>) -> Result<Tensor> {
+        let &Convolution { ref weight, ref bias, stride, activation } = layer;
+        let layer = Convolution { weight: self.up(weight)?, bias: self.up(bias)?, stride, activation };
+        self.0.download(&self.0.convolution(&self.up(x)?, grid, &layer)?)
+    }
+
+    fn depthwise(&self, x: &Tensor, grid: [usize; 2], layer: &Depthwise<Tensor>) -> Result<Tensor> {
+        let &Depthwise { ref weight, ref bias, stride, before, activation } = layer;
+        let layer = Depthwise { weight: self.up(weight)?, bias: self.up(bias)?, stride, before, activation };
+        self.0.download(&self.0.depthwise(&self.up(x)?, grid, &layer)?)
+    }
+
+    fn grid_norm(&self, x: &Tensor, over: NormOver, norm: &Norm<Tensor>) -> Result<Tensor> {
+        self.0.download(&self.0.grid_norm(&self.up(x)?, over, &self.up_norm(norm)?)?)
+    }
+
+    fn activate(&self, x: Tensor, activation: Activation) -> Result<Tensor> {
+        self.0.download(&self.0.activate(self.0.upload(x)?, activation)?)
+    }
+
+    fn frequency(
+        &self,
+        x: &Tensor,
+        grid: [usize; 2],
+        filter: &Frequency<Tensor>,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let &Frequency { ref w1, ref b1, ref w2, ref b2, activation, threshold } = filter;
+        let [w1, b1, w2, b2] = [self.up(w1)?, self.up(b1)?, self.up(w2)?, self.up(b2)?];
+        let filter = Frequency { w1, b1, w2, b2, activation, threshold };
+        let residual = self.up_maybe(residual)?;
+        self.0.download(&self.0.frequency(&self.up(x)?, grid, &filter, residual.as_ref())?)
     }
 }

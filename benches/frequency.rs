@@ -1,0 +1,7 @@
+//! The frequency filter, on a GPU.
+
+mod gpu;
+
+fn main() {
+    gpu::run("frequency");
+}
