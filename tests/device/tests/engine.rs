@@ -114,6 +114,7 @@ fn a_block_takes_few_launches() {
             ("none", 8),
             ("tome:r=13", 9),
             ("evit:keep=0.5", 9),
+            (DYNAMIC, 11),
             ("mctf:r=16,ahead=0", 11),
             ("mctf:r=16", 14),
             ("mctf:r=16,pool=max", 13),
