@@ -270,14 +270,14 @@ __device__ __forceinline__ void dense(const ConvolutionParams& p) {
 
 }  // namespace
 
-#define FV_CONVOLUTION(NAME, BODY)                                                                             \
-    extern "C" __global__ void __launch_bounds__(kThreads, 4) NAME(const __grid_constant__ ConvolutionParams p) { \
+#define FV_CONVOLUTION(NAME, BLOCKS, BODY)                                                                     \
+    extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS) NAME(const __grid_constant__ ConvolutionParams p) { \
         BODY(p);                                                                                               \
     }
 #define FV_CONVOLUTIONS_OF(TYPE, E, SUFFIX, WIDE)                                  \
-    FV_CONVOLUTION(fv_depthwise_##TYPE##SUFFIX, (depthwise<E, WIDE, 1>))           \
-    FV_CONVOLUTION(fv_depthwise_halving_##TYPE##SUFFIX, (depthwise<E, WIDE, 2>))   \
-    FV_CONVOLUTION(fv_convolution_##TYPE##SUFFIX, (dense<E, WIDE>))
+    FV_CONVOLUTION(fv_depthwise_##TYPE##SUFFIX, 2, (depthwise<E, WIDE, 1>))           \
+    FV_CONVOLUTION(fv_depthwise_halving_##TYPE##SUFFIX, 2, (depthwise<E, WIDE, 2>))   \
+    FV_CONVOLUTION(fv_convolution_##TYPE##SUFFIX, 4, (dense<E, WIDE>))
 #define FV_CONVOLUTIONS(TYPE, E)                    \
     FV_CONVOLUTIONS_OF(TYPE, E, , true)             \
     FV_CONVOLUTIONS_OF(TYPE, E, _narrow, false)
