@@ -627,7 +627,7 @@ __device__ __forceinline__ void write_plan(const ClusterParams& p) {
     extern "C" __global__ void __launch_bounds__(kPairThreads, 3) fv_cluster_pairs_##SUFFIX(const __grid_constant__ ClusterParams p) {   \
         pair_tiles<E, WIDE>(p);                                                                                                  \
     }                                                                                                                            \
-    extern "C" __global__ void __launch_bounds__(kPlanThreads, 4) fv_cluster_plan_##SUFFIX(const __grid_constant__ ClusterParams p) {    \
+    extern "C" __global__ void __launch_bounds__(kPlanThreads, 3) fv_cluster_plan_##SUFFIX(const __grid_constant__ ClusterParams p) {    \
         write_plan<E, WIDE>(p);                                                                                                  \
     }
 FV_CLUSTER(f32, fv::F32, true)

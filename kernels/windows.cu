@@ -119,7 +119,7 @@ __device__ __forceinline__ void add(const WindowParams& p) {
 }  // namespace
 
 #define FV_WINDOWS(SUFFIX, E, WIDE)                                                                                       \
-    extern "C" __global__ void __launch_bounds__(kThreads, 4) fv_windows_pool_##SUFFIX(const __grid_constant__ WindowParams p) { \
+    extern "C" __global__ void __launch_bounds__(kThreads, 3) fv_windows_pool_##SUFFIX(const __grid_constant__ WindowParams p) { \
         pool<E, WIDE>(p);                                                                                              \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(kThreads, 4) fv_windows_add_##SUFFIX(const __grid_constant__ WindowParams p) {  \

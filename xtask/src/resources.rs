@@ -77,6 +77,10 @@ const REASONS: &[(&str, &str)] = &[
     ),
     ("fv_attention_scores", "the keys of a block stay in registers over all queries"),
     (
+        "fv_cluster_plan",
+        "a block an image: bound by latency, and few images need few blocks; 64 registers spill on sm_120",
+    ),
+    (
         "fv_cluster_pairs",
         "bound by fused multiply-adds: 32 sums and the next step of eight rows in registers; 128 registers spill",
     ),
@@ -85,6 +89,10 @@ const REASONS: &[(&str, &str)] = &[
         "fv_frequency",
         "a group's whole spectrum stays in shared memory between the transforms, 66 of 87 KiB at 16 channels on 32x32; smaller \
          ones (22 to 50 KiB) leave room for two to four blocks",
+    ),
+    (
+        "fv_windows_pool",
+        "a thread has several patches of a window on their way at once, which is what keeps memory busy; 64 registers spill on sm_120",
     ),
     (
         "fv_predictor_",
