@@ -309,7 +309,7 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
 
     println!("speeds in turn, the median of {ROUNDS} rounds; logits beside those of foveate's own model\n");
     println!(
-        "{:<44}{:>9}{:>10}{:>9}{:>13}{:>13}",
+        "{:<44}{:>9}{:>10}{:>9}{:>15}{:>13}",
         "", "images/s", "speed-up", "tokens", "logits differ", "same class"
     );
     let names = ["candle's own attention", "foveate's attention"].map(str::to_owned);
@@ -318,7 +318,7 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
     for ((name, reduction), (seconds, speedup)) in names.zip(compared).zip(times) {
         let (difference, same, tokens) = setting.compare(&reduction)?;
         println!(
-            "{name:<44}{:>9.1}{speedup:>9.2}x{tokens:>9}{difference:>13.1e}{:>13}",
+            "{name:<44}{:>9.1}{speedup:>9.2}x{tokens:>9}{difference:>15.1e}{:>13}",
             count as f64 / seconds,
             format!("{same}/{count}")
         );
