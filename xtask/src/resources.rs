@@ -84,7 +84,10 @@ const REASONS: &[(&str, &str)] = &[
         "fv_cluster_pairs",
         "bound by fused multiply-adds: 32 sums and the next step of eight rows in registers; 128 registers spill",
     ),
-    ("fv_depthwise", "a strip's open sums and the nine weights stay in registers; 64 and 80 of them spill on sm_120 in f16"),
+    (
+        "fv_depthwise",
+        "a strip's open sums and the nine weights stay in registers; 64 and 80 of them spill on sm_120 in f16",
+    ),
     (
         "fv_frequency",
         "a group's whole spectrum stays in shared memory between the transforms, 66 of 87 KiB at 16 channels on 32x32; smaller \
