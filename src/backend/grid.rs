@@ -119,7 +119,7 @@ pub trait GridBackend: Backend {
     fn activate(&self, x: Self::Tensor, activation: Activation) -> Result<Self::Tensor>;
 
     /// `x + residual + inverse(mask(X)·X)` with X the orthonormal real Fourier transform of each channel of `x`
-    /// (B, H·W, C) over its grid, C = G·S. Any H and W.
+    /// (B, H·W, C) over its grid, C = G·S. Any H and W, up to 4,096 on the CPU and 128 on CUDA.
     ///
     /// The masked spectrum is not Hermitian in the columns 0 and W/2. The inverse is a complex one along H, then a real one
     /// along W that ignores the imaginary parts of those two columns, which is what `NumPy` and `PyTorch` on the CPU do:

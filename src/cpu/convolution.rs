@@ -68,6 +68,9 @@ pub(super) fn convolution(x: &Tensor, grid: [usize; 2], layer: &Convolution<Tens
     let (inputs, outputs) = (shape.channels, layer.weight.width());
     expect_shape(OP, "weight", &layer.weight, &[9 * inputs, outputs])?;
     expect_shape(OP, "bias", &layer.bias, &[outputs])?;
+    if outputs == 0 {
+        return Err(Error::argument(OP, "the layer has no outputs"));
+    }
     let positions = shape.out[0] * shape.out[1];
     let mut out = Tensor::zeros(&[shape.batch, positions, outputs]);
     out.data_mut().par_chunks_mut(outputs).enumerate().for_each(|(row, out)| {

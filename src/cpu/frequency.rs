@@ -50,10 +50,23 @@ impl Turns {
     }
 }
 
+/// The longest side of a grid: its table of turns has as many values as a square of it.
+const MOST_SIDE: usize = 4096;
+
+fn check_sides([height, width]: [usize; 2]) -> Result<()> {
+    if height.max(width) <= MOST_SIDE {
+        return Ok(());
+    }
+    Err(Error::argument(OP, format!("a grid of {height}x{width}; sides of up to {MOST_SIDE} are supported")))
+}
+
 /// (B, C) of a feature map on `grid`.
 fn map_shape(name: &str, x: &Tensor, [height, width]: [usize; 2]) -> Result<[usize; 2]> {
     match *x.shape() {
-        [b, n, c] if b > 0 && c > 0 && n > 0 && Some(n) == height.checked_mul(width) => Ok([b, c]),
+        [b, n, c] if b > 0 && c > 0 && n > 0 && Some(n) == height.checked_mul(width) => {
+            check_sides([height, width])?;
+            Ok([b, c])
+        }
         _ => Err(Error::argument(
             OP,
             format!(
@@ -217,6 +230,7 @@ pub fn product(a: &Spectrum, b: &Spectrum) -> Spectrum {
 /// # Errors
 /// When the spectrum is not one of `grid`.
 pub fn inverse(spectrum: &Spectrum, grid: [usize; 2]) -> Result<Tensor> {
+    check_sides(grid)?;
     let ([height, width], half) = (grid, grid[1] / 2 + 1);
     let [batch, channels] = [spectrum.re.dim(0), spectrum.re.dim(1)];
     expect_shape(OP, "spectrum", &spectrum.re, &[batch, channels, height, half])?;

@@ -20,6 +20,9 @@ fn check(norm: &Norm<impl HostTensor>, width: usize) -> Result<()> {
 pub fn layer_norm<N: HostTensor>(x: &impl HostTensor, norm: &Norm<N>) -> Result<Tensor> {
     let width = x.width();
     check(norm, width)?;
+    if width == 0 {
+        return Err(Error::argument("layer_norm", "rows of no values have no mean"));
+    }
     let mut out = Tensor::zeros(x.shape());
     let bias = norm.bias.as_ref().map(N::data);
     let rows = out.data_mut().par_chunks_mut(width).zip(x.data().par_chunks(width));

@@ -1,7 +1,7 @@
 //! What a model reads out with: rows side by side, means of two, sizes behind hidden tokens.
 
 use super::expect_shape;
-use crate::{Error, Result, Tensor};
+use crate::{Error, Result, Tensor, tensor::elements};
 
 pub(super) fn concat(left: &Tensor, right: &Tensor) -> Result<Tensor> {
     const OP: &str = "concat";
@@ -25,13 +25,18 @@ pub(super) fn hidden_sizes(
     [batch, tokens]: [usize; 2],
     hidden: usize,
 ) -> Result<Tensor> {
+    const OP: &str = "hidden_sizes";
     if let Some(sizes) = sizes {
-        expect_shape("hidden_sizes", "sizes", sizes, &[batch, tokens])?;
+        expect_shape(OP, "sizes", sizes, &[batch, tokens])?;
     }
+    let all = hidden.checked_add(tokens).filter(|&all| elements(&[batch, all]).is_some());
+    let all = all.ok_or_else(|| {
+        Error::argument(OP, format!("{batch} x ({hidden} + {tokens}) sizes are too many to address"))
+    })?;
     let ones = vec![1.0; tokens];
     let known = |image: usize| sizes.map_or(&*ones, |sizes| sizes.item(image));
     let rows = (0..batch).flat_map(|image| [&vec![0.0; hidden], known(image)].concat());
-    Tensor::new(&[batch, hidden + tokens], rows.collect())
+    Tensor::new(&[batch, all], rows.collect())
 }
 
 #[cfg(test)]

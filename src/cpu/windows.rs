@@ -14,7 +14,8 @@ fn check(
     scale: usize,
 ) -> Result<([usize; 3], [usize; 2])> {
     let shape @ [_, n, _] = tokens_shape(op, "x", x)?;
-    if grid[0] * grid[1] == 0 || special + grid[0] * grid[1] != n || scale == 0 {
+    let patches = grid[0].checked_mul(grid[1]).filter(|&patches| patches > 0);
+    if patches.and_then(|patches| patches.checked_add(special)) != Some(n) || scale == 0 {
         return Err(Error::argument(
             op,
             format!(

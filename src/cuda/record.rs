@@ -7,10 +7,9 @@ use cudarc::driver::CudaStream;
 /// Something that a backend has enqueued on its stream, or would have.
 ///
 /// ```no_run
-/// use foveate::{Images, Pixels, Reduction, cuda::{Cuda, DType}};
-/// # fn model() -> foveate::Result<foveate::model::Vit<Cuda>> { unimplemented!() }
+/// use foveate::{Images, Pixels, Reduction, cuda::{Cuda, DType}, weights::{Overrides, load_vit_file}};
 /// # fn main() -> foveate::Result<()> {
-/// let vit = model()?;
+/// let vit = load_vit_file("deit_small.safetensors", &Overrides::default())?.build(Cuda::new(0, DType::F16)?)?;
 /// let images = Images::new([1, 3, 224, 224], Pixels::U8(vec![0; 3 * 224 * 224]))?;
 /// let (output, launches) = vit.backend().record(|| vit.forward(&images, &Reduction::None));
 /// output?;

@@ -82,12 +82,13 @@ impl Windows {
 
     /// Tokens N of an image.
     pub fn tokens(&self) -> usize {
-        self.special + self.grid[0] * self.grid[1]
+        self.grid[0].saturating_mul(self.grid[1]).saturating_add(self.special)
     }
 
     fn lengths(&self) -> [usize; 2] {
         let [rows, columns] = self.cells();
-        [self.tokens(), rows * columns].map(|n| self.batch.saturating_mul(n).saturating_mul(self.width))
+        [self.tokens(), rows.saturating_mul(columns)]
+            .map(|n| self.batch.saturating_mul(n).saturating_mul(self.width))
     }
 }
 

@@ -2,13 +2,7 @@
 
 use std::{fmt, ops::Range};
 
-use super::{
-    Cost, Evidence, Host, Keep, Method, Site, Step,
-    evit::Evit,
-    mstm::{check_shares, share, shares, written},
-    quarter_blocks, spec,
-    tome::MAX_R,
-};
+use super::{Cost, Evidence, Host, Keep, Method, Site, Step, quarter_blocks, spec, tome::MAX_R};
 use crate::{
     Error, Result,
     backend::{Backend, Cluster, Inattentive, Pooling, ScoreRequest},
@@ -53,7 +47,7 @@ struct Counts {
 
 impl Bat {
     pub(super) fn from_fields(fields: &mut spec::Fields<'_>) -> Result<Self> {
-        let (keep, layers) = shares(fields)?;
+        let (keep, layers) = Keep::from_fields(fields)?;
         let number = |v: &str| v.parse().ok().filter(|&n: &usize| n <= MAX_R);
         let numbers = |v: &str| match spec::list(v) {
             Some(items) => {
@@ -63,7 +57,7 @@ impl Bat {
         };
         let expected = "a whole number, or one per reducing block such as [4,3,2]";
         Ok(Self {
-            keep,
+            keep: keep.unwrap_or(Self::default().keep),
             layers,
             pairs: fields.read("pairs", expected, numbers)?,
             clusters: fields.read("clusters", expected, numbers)?,
@@ -74,7 +68,7 @@ impl Bat {
     }
 
     fn share(&self, layer: usize, depth: usize) -> f64 {
-        share(&self.keep, self.layers.as_deref(), layer, depth)
+        self.keep.share(self.layers.as_deref(), layer, depth)
     }
 
     /// How many reducing blocks come before `layer`.
@@ -88,7 +82,7 @@ impl Bat {
 
     fn counts(&self, layer: usize, n: usize, depth: usize) -> Option<Counts> {
         let share = self.share(layer, depth);
-        let attentive = Evit::count(share, n);
+        let attentive = Keep::count(share, n);
         if share >= 1.0 || attentive == 0 {
             return None;
         }
@@ -111,7 +105,8 @@ impl Counts {
 
 impl fmt::Display for Bat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut parts = written(&self.keep, self.layers.as_deref());
+        let mut parts = vec![self.keep.written()];
+        parts.extend(self.layers.iter().map(|layers| format!("layers={}", spec::slashed(layers))));
         for (name, numbers) in [("pairs", &self.pairs), ("clusters", &self.clusters)] {
             match numbers.as_deref() {
                 Some([one]) => parts.push(format!("{name}={one}")),
@@ -131,7 +126,7 @@ impl fmt::Display for Bat {
 
 impl Method for Bat {
     fn check(&self, host: &Host) -> Result<()> {
-        check_shares(self, &self.keep, self.layers.as_deref(), host)
+        self.keep.check(self, self.layers.as_deref(), 0, host)
     }
 
     fn step(&self, layer: usize, tokens: usize, host: &Host) -> Option<Step> {

@@ -2,20 +2,11 @@
 
 use std::fmt;
 
-use super::{Cost, Evidence, Host, Method, Site, Step, quarter_blocks, spec, tome::MAX_R, unsuitable};
+use super::{Cost, Evidence, Host, Keep, Method, Site, Step, spec, tome::MAX_R};
 use crate::{
     Error, Result,
     backend::{Backend, Pooling, ScoreRequest, Select},
 };
-
-/// Which share of the tokens a block keeps.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Keep {
-    /// This share in the reducing blocks.
-    Rate(f64),
-    /// One share per block; 1 (or a missing entry) reduces nothing there.
-    PerBlock(Vec<f64>),
-}
 
 /// Top-k selection by the class token's attention inside some blocks, with or without one token that fuses the rest.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,17 +30,7 @@ impl Default for Evit {
 
 impl Evit {
     pub(super) fn from_fields(fields: &mut spec::Fields<'_>) -> Result<Self> {
-        let rate = |v: &str| v.parse().ok().filter(|&k: &f64| k > 0.0 && k <= 1.0);
-        let keep =
-            fields.read("keep", "a share above 0 and up to 1, or one per block such as [1,0.7,1]", |v| {
-                match spec::list(v) {
-                    Some(items) => {
-                        items.into_iter().map(rate).collect::<Option<Vec<_>>>().map(Keep::PerBlock)
-                    }
-                    None => rate(v).map(Keep::Rate),
-                }
-            })?;
-        let layers = fields.layers()?;
+        let (keep, layers) = Keep::from_fields(fields)?;
         let count = |v: &str| match v {
             "-" => Some(None),
             _ => v.parse().ok().filter(|&n| (1..=MAX_R).contains(&n)).map(Some),
@@ -60,9 +41,6 @@ impl Evit {
             |v| spec::list(v)?.into_iter().map(count).collect::<Option<Vec<_>>>(),
         )?;
         let fuse = fields.flag("fuse", true)?;
-        if matches!(keep, Some(Keep::PerBlock(_))) && layers.is_some() {
-            return Err(fields.error("keep=[...] says what each block does already: leave layers out"));
-        }
         let keep = match (keep, &tokens) {
             (Some(keep), _) => keep,
             // Counts alone mean just those counts.
@@ -72,35 +50,20 @@ impl Evit {
         Ok(Self { keep, layers, tokens: tokens.unwrap_or_default(), fuse })
     }
 
-    fn rate(&self, layer: usize, depth: usize) -> f64 {
-        match &self.keep {
-            Keep::PerBlock(rates) => rates.get(layer).copied().unwrap_or(1.0),
-            &Keep::Rate(rate) => {
-                let reduces = match &self.layers {
-                    Some(layers) => layers.contains(&layer),
-                    None => quarter_blocks(depth).contains(&layer),
-                };
-                if reduces { rate } else { 1.0 }
-            }
-        }
-    }
-
     /// Tokens kept of `n` at a keep rate: the ceiling of the product, both in double precision.
     pub fn count(rate: f64, n: usize) -> usize {
-        ((rate * n as f64).ceil() as usize).min(n)
+        Keep::count(rate, n)
     }
 }
 
 impl fmt::Display for Evit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut parts = Vec::new();
-        match &self.keep {
-            Keep::Rate(rate) => parts.push(format!("keep={rate}")),
-            Keep::PerBlock(rates) if rates.is_empty() && !self.tokens.is_empty() => {}
-            Keep::PerBlock(rates) => {
-                let items: Vec<_> = rates.iter().map(ToString::to_string).collect();
-                parts.push(format!("keep=[{}]", items.join(",")));
-            }
+        // Counts alone mean just those counts.
+        let counts_alone =
+            matches!(&self.keep, Keep::PerBlock(rates) if rates.is_empty()) && !self.tokens.is_empty();
+        if !counts_alone {
+            parts.push(self.keep.written());
         }
         if let Some(layers) = &self.layers {
             parts.push(format!("layers={}", spec::slashed(layers)));
@@ -118,29 +81,14 @@ impl fmt::Display for Evit {
 
 impl Method for Evit {
     fn check(&self, host: &Host) -> Result<()> {
-        if !host.class_token {
-            return Err(unsuitable(self, "needs a class token to score the patches, and the model has none"));
-        }
-        let beyond = |count: usize| count > host.depth;
-        let last = self.layers.iter().flatten().max().map_or(0, |l| l + 1);
-        let listed = if let Keep::PerBlock(rates) = &self.keep { rates.len() } else { 0 };
-        match [last, listed, self.tokens.len()].into_iter().find(|&count| beyond(count)) {
-            Some(count) => Err(unsuitable(
-                self,
-                format!(
-                    "block {} does not exist, the model has {}: blocks count from 0",
-                    count - 1,
-                    host.depth
-                ),
-            )),
-            None => Ok(()),
-        }
+        self.keep.check(self, self.layers.as_deref(), self.tokens.len(), host)
     }
 
     fn step(&self, layer: usize, tokens: usize, host: &Host) -> Option<Step> {
         let n = tokens.saturating_sub(host.special);
         let counted = self.tokens.get(layer).copied().flatten();
-        let keep = counted.unwrap_or_else(|| Self::count(self.rate(layer, host.depth), n));
+        let keep = counted
+            .unwrap_or_else(|| Self::count(self.keep.share(self.layers.as_deref(), layer, host.depth), n));
         // Keeping everything is an ordinary block: no selection and no fused token.
         (keep < n).then(|| Step {
             site: Site::AfterAttention,

@@ -4,6 +4,7 @@
 mod bat;
 mod dynamicvit;
 mod evit;
+mod keep;
 mod mctf;
 mod mstm;
 mod spec;
@@ -14,7 +15,8 @@ use std::{fmt, ops::Range, str::FromStr};
 
 pub use bat::Bat;
 pub use dynamicvit::DynamicVit;
-pub use evit::{Evit, Keep};
+pub use evit::Evit;
+pub use keep::Keep;
 pub use mctf::{Amount, LookAhead, Mctf, MctfPooling};
 pub use mstm::Mstm;
 pub use svite::{Removal, Svite};

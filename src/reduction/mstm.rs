@@ -1,16 +1,16 @@
 //! `MSTM`: inattentive tokens join the attentive ones they resemble (Bian et al., 2023, arXiv 2306.04897).
 
-use std::fmt;
+use std::{fmt, ops::RangeInclusive};
 
-use super::{Cost, Evidence, Host, Keep, Method, Site, Step, evit::Evit, quarter_blocks, spec, unsuitable};
+use super::{Cost, Evidence, Host, Keep, Method, Site, Step, spec, unsuitable};
 use crate::{
     Error, Result,
     backend::{Backend, Cluster, Epilogue, Inattentive, Pooling, ScoreRequest},
     model::Reducers,
 };
 
-/// The largest scale: windows beyond would hold a whole grid.
-const MOST_SCALE: usize = 63;
+/// Sides of windows: one of 1 is the grid itself, beyond the last they would hold all of it.
+const SCALES: RangeInclusive<usize> = 2..=63;
 
 /// Coarse copies of the grid are added to it before the first cut; then every cut merges each inattentive token into the
 /// attentive one that it resembles most. Nothing is dropped.
@@ -38,88 +38,25 @@ impl Default for Mstm {
     }
 }
 
-/// The shares of `keep` and `layers` that BAT and MSTM take like EViT.
-pub(super) fn shares(fields: &mut spec::Fields<'_>) -> Result<(Keep, Option<Vec<usize>>)> {
-    let rate = |v: &str| v.parse().ok().filter(|&k: &f64| k > 0.0 && k <= 1.0);
-    let keep =
-        fields.read("keep", "a share above 0 and up to 1, or one per block such as [1,0.7,1]", |v| {
-            match spec::list(v) {
-                Some(items) => items.into_iter().map(rate).collect::<Option<Vec<_>>>().map(Keep::PerBlock),
-                None => rate(v).map(Keep::Rate),
-            }
-        })?;
-    let layers = fields.layers()?;
-    if matches!(keep, Some(Keep::PerBlock(_))) && layers.is_some() {
-        return Err(fields.error("keep=[...] says what each block does already: leave layers out"));
-    }
-    Ok((keep.unwrap_or(Keep::Rate(0.7)), layers))
-}
-
-/// The share that block `layer` keeps.
-pub(super) fn share(keep: &Keep, layers: Option<&[usize]>, layer: usize, depth: usize) -> f64 {
-    match keep {
-        Keep::PerBlock(rates) => rates.get(layer).copied().unwrap_or(1.0),
-        &Keep::Rate(rate) => {
-            let reduces = match layers {
-                Some(layers) => layers.contains(&layer),
-                None => quarter_blocks(depth).contains(&layer),
-            };
-            if reduces { rate } else { 1.0 }
-        }
-    }
-}
-
-/// Refuses hosts without a class token and blocks that do not exist.
-pub(super) fn check_shares(
-    method: &dyn fmt::Display,
-    keep: &Keep,
-    layers: Option<&[usize]>,
-    host: &Host,
-) -> Result<()> {
-    if !host.class_token {
-        return Err(unsuitable(method, "needs a class token to score the patches, and the model has none"));
-    }
-    let last = layers.and_then(|layers| layers.iter().max()).map_or(0, |layer| layer + 1);
-    let listed = if let Keep::PerBlock(rates) = keep { rates.len() } else { 0 };
-    match [last, listed].into_iter().find(|&count| count > host.depth) {
-        Some(count) => Err(unsuitable(
-            method,
-            format!("block {} does not exist, the model has {}: blocks count from 0", count - 1, host.depth),
-        )),
-        None => Ok(()),
-    }
-}
-
-/// `keep=...` and `layers=...` as they are written.
-pub(super) fn written(keep: &Keep, layers: Option<&[usize]>) -> Vec<String> {
-    let mut parts = vec![match keep {
-        Keep::Rate(rate) => format!("keep={rate}"),
-        Keep::PerBlock(rates) => {
-            let items: Vec<_> = rates.iter().map(ToString::to_string).collect();
-            format!("keep=[{}]", items.join(","))
-        }
-    }];
-    parts.extend(layers.map(|layers| format!("layers={}", spec::slashed(layers))));
-    parts
-}
-
 impl Mstm {
     pub(super) fn from_fields(fields: &mut spec::Fields<'_>) -> Result<Self> {
-        let (keep, layers) = shares(fields)?;
+        let (keep, layers) = Keep::from_fields(fields)?;
         let scales =
             fields.read("scales", "none, or ascending window sides from 2 to 63 such as 2/4", |v| {
                 if v == "none" {
                     return Some(Vec::new());
                 }
                 let scales: Option<Vec<usize>> = v.split('/').map(|s| s.trim().parse().ok()).collect();
-                let sane = |s: &usize| (2..=MOST_SCALE).contains(s);
-                scales.filter(|s| s.iter().all(sane) && s.windows(2).all(|two| two[0] < two[1]))
+                scales.filter(|s| {
+                    s.iter().all(|s| SCALES.contains(s)) && s.windows(2).all(|two| two[0] < two[1])
+                })
             })?;
-        Ok(Self { keep, layers, scales: scales.unwrap_or_else(|| vec![2]) })
+        let default = Self::default();
+        Ok(Self { keep: keep.unwrap_or(default.keep), layers, scales: scales.unwrap_or(default.scales) })
     }
 
     fn share(&self, layer: usize, depth: usize) -> f64 {
-        share(&self.keep, self.layers.as_deref(), layer, depth)
+        self.keep.share(self.layers.as_deref(), layer, depth)
     }
 
     /// The first block that reduces.
@@ -128,13 +65,14 @@ impl Mstm {
     }
 
     fn reduces(&self, layer: usize, patches: usize, depth: usize) -> bool {
-        Evit::count(self.share(layer, depth), patches) < patches
+        Keep::count(self.share(layer, depth), patches) < patches
     }
 }
 
 impl fmt::Display for Mstm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut parts = written(&self.keep, self.layers.as_deref());
+        let mut parts = vec![self.keep.written()];
+        parts.extend(self.layers.iter().map(|layers| format!("layers={}", spec::slashed(layers))));
         if self.scales.is_empty() {
             parts.push("scales=none".to_owned());
         } else if self.scales != [2] {
@@ -146,17 +84,22 @@ impl fmt::Display for Mstm {
 
 impl Method for Mstm {
     fn check(&self, host: &Host) -> Result<()> {
-        check_shares(self, &self.keep, self.layers.as_deref(), host)
+        self.keep.check(self, self.layers.as_deref(), 0, host)?;
+        match self.scales.iter().find(|scale| !SCALES.contains(scale)) {
+            Some(scale) => Err(unsuitable(self, format!("scale {scale}: windows have sides from 2 to 63"))),
+            None => Ok(()),
+        }
     }
 
     fn step(&self, layer: usize, tokens: usize, host: &Host) -> Option<Step> {
         let n = tokens.saturating_sub(host.special);
-        let keep = Evit::count(self.share(layer, host.depth), n);
+        let keep = Keep::count(self.share(layer, host.depth), n);
         let fusion = || {
             let cells = |scale: &usize| host.grid[0].div_ceil(*scale) * host.grid[1].div_ceil(*scale);
             let projected =
                 |scale: &&usize| host.weights.is_none_or(|own| own.projections >> **scale & 1 == 1);
-            let cells: usize = self.scales.iter().filter(projected).map(cells).sum();
+            let scales = self.scales.iter().filter(|scale| SCALES.contains(scale));
+            let cells: usize = scales.filter(projected).map(cells).sum();
             (cells * host.width * host.width) as u64
         };
         // Keeping everything is an ordinary block: the order would change and nothing else.

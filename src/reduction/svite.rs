@@ -97,6 +97,9 @@ impl fmt::Display for Svite {
 
 impl Method for Svite {
     fn check(&self, host: &Host) -> Result<()> {
+        if self.tokens == 0 {
+            return Err(unsuitable(self, "keeps no token; keep 1 at least"));
+        }
         let Some(weights) = host.weights else { return Ok(()) };
         if !weights.selector {
             return Err(unsuitable(
@@ -121,7 +124,7 @@ impl Method for Svite {
 
     fn step(&self, layer: usize, tokens: usize, host: &Host) -> Option<Step> {
         let left = match self.removal {
-            Removal::Gather => (self.tokens + host.special).min(tokens),
+            Removal::Gather => self.tokens.saturating_add(host.special).min(tokens),
             Removal::Mask => tokens,
         };
         (layer == 0 && self.tokens < tokens).then(|| Step {

@@ -146,6 +146,11 @@ const TEST_KERNELS: &[Step] = &[
         ],
         env: &[("FOVEATE_CUDA_ARCHS", "80"), ("FOVEATE_REQUIRE_EMULATOR", "1")],
     },
+    Step {
+        what: "documentation examples of the CUDA launchers",
+        args: &["test", "--package", "foveate", "--doc", "--features", "nvtx"],
+        env: &[("FOVEATE_CUDA_ARCHS", "80")],
+    },
 ];
 
 /// Runs every step, also after one that failed: one run tells all that is wrong.

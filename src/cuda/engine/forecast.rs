@@ -22,11 +22,11 @@ use crate::{
 /// launches nothing.
 ///
 /// ```no_run
-/// use foveate::{Reduction, cuda::{Cuda, Forecast, patch::PixelType}, model::Vit};
-/// # fn model() -> foveate::Result<Vit<Cuda>> { unimplemented!() }
+/// use foveate::{Reduction, cuda::{Cuda, DType, Forecast, patch::PixelType}, weights::{Overrides, load_vit_file}};
 /// # fn main() -> foveate::Result<()> {
+/// let model = load_vit_file("deit_small.safetensors", &Overrides::default())?.build(Cuda::new(0, DType::F16)?)?;
 /// let method: Reduction = "tome:r=13".parse()?;
-/// let forecast = Forecast::new(&model()?, &method, 64, PixelType::U8)?;
+/// let forecast = Forecast::new(&model, &method, 64, PixelType::U8)?;
 /// println!("{} bytes, of which {} at a time", forecast.arena_bytes(), forecast.largest_live_bytes());
 /// let block = forecast.launches().iter().filter(|launch| launch.layer == Some(0));
 /// println!("{} launches in the first block", block.count());
