@@ -5,7 +5,7 @@ use crate::{
     Error, Result, Tensor,
     backend::{Linear, Norm, Predictor},
     image::Transform,
-    reduction::OwnWeights,
+    reduction::{OwnWeights, SCALES},
 };
 
 /// (name, image, patch, width, depth, heads, LayerScale, registers, class token's own distillation)
@@ -128,7 +128,7 @@ pub fn random_reducers(config: &VitConfig, needed: OwnWeights, seed: u64) -> Red
         predictors,
         selector,
         layer_selectors: (0..needed.layer_selectors).map(|_| linear(1, c)).collect(),
-        projections: (2..64)
+        projections: SCALES
             .filter(|scale| needed.projections >> scale & 1 == 1)
             .map(|scale| (scale, linear(c, c)))
             .collect(),

@@ -4,7 +4,7 @@ use crate::{
     Error, Result,
     backend::{Linear, Norm, Predictor},
     image::Transform,
-    reduction::{Host, OwnWeights},
+    reduction::{Host, OwnWeights, SCALES},
 };
 
 /// The nonlinearity of the MLP.
@@ -325,7 +325,11 @@ impl<T> Reducers<T> {
             predictors: self.predictors.len(),
             selector: self.selector.is_some(),
             layer_selectors: self.layer_selectors.len(),
-            projections: self.projections.iter().fold(0, |bits, (scale, _)| bits | 1 << scale),
+            projections: self
+                .projections
+                .iter()
+                .filter(|(scale, _)| SCALES.contains(scale))
+                .fold(0, |bits, (scale, _)| bits | 1 << scale),
         }
     }
 }

@@ -4,7 +4,7 @@ use super::{BlockParams, Readout, VitConfig, VitParams};
 use crate::{
     Error, Images, Result, SourceMap, Tensor,
     backend::{Backend, Epilogue, Heads, Linear, Merged, Norm, Pooling, ScoreRequest, Scores},
-    reduction::{Evidence, Host, Method, Site, Step},
+    reduction::{Evidence, Host, Method, SCALES, Site, Step},
 };
 
 /// A plain vision transformer on a backend.
@@ -585,7 +585,7 @@ fn check_params(config: &VitConfig, params: &VitParams<Tensor>) -> Result<()> {
     }
     for (scale, projection) in &params.reducers.projections {
         linear("projection", projection, c, c)?;
-        if !(2..64).contains(scale) {
+        if !SCALES.contains(scale) {
             return Err(Error::model(format!("a projection of scale {scale}: scales go from 2 to 63")));
         }
     }

@@ -19,6 +19,7 @@ pub use evit::Evit;
 pub use keep::Keep;
 pub use mctf::{Amount, LookAhead, Mctf, MctfPooling};
 pub use mstm::Mstm;
+pub(crate) use mstm::SCALES;
 pub use svite::{Removal, Svite};
 pub use tome::{Schedule, Tome};
 

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Sides of windows: one of 1 is the grid itself, beyond the last they would hold all of it.
-const SCALES: RangeInclusive<usize> = 2..=63;
+pub(crate) const SCALES: RangeInclusive<usize> = 2..=63;
 
 /// Coarse copies of the grid are added to it before the first cut; then every cut merges each inattentive token into the
 /// attentive one that it resembles most. Nothing is dropped.

@@ -7,6 +7,7 @@ use crate::{
     Result, Tensor,
     backend::{Linear, Norm, Predictor},
     model::Reducers,
+    reduction::SCALES,
 };
 
 /// Beginnings of the names that belong to reduction methods.
@@ -98,6 +99,11 @@ pub(super) fn read<'a>(
     let scales: BTreeSet<usize> = tensors.left.keys().filter_map(|name| scale(name)).collect();
     let mut projections = Vec::new();
     for scale in scales {
+        if !SCALES.contains(&scale) {
+            let name = tensors.left.values().find(|full| full.contains(&format!("msf.{scale}.")));
+            let what = "is for windows of no scale that there is; scales go from 2 to 63";
+            return Err(checkpoint.error(name.unwrap_or(&"msf"), what));
+        }
         projections.push((scale, tensors.linear(&format!("msf.{scale}"), width, width)?));
     }
     match tensors.left.first_key_value() {

@@ -359,6 +359,11 @@ fn selectors_and_projections_belong_to_a_model() {
     let mut extra = t.clone();
     put_layer(&mut extra, "msf.two", WIDTH, WIDTH);
     fails(load(&extra, &["heads=2"]), &["msf.two.bias", "extra tensor"]);
+    for scale in ["0", "1", "64", "100", "18446744073709551615"] {
+        let mut beyond = t.clone();
+        put_layer(&mut beyond, &format!("msf.{scale}"), WIDTH, WIDTH);
+        fails(load(&beyond, &["heads=2"]), &[&format!("msf.{scale}.bias"), "scales go from 2 to 63"]);
+    }
 }
 
 #[test]
