@@ -9,11 +9,11 @@ use criterion::{BenchmarkId, Criterion, criterion_group};
 use foveate::{
     Tensor,
     backend::{Backend, Heads, ScoreRequest},
-    cpu::Cpu,
+    reference::Reference,
 };
 
 fn attention(c: &mut Criterion) {
-    let cpu = Cpu::new();
+    let reference = Reference::new();
     let mut group = c.benchmark_group("attention/h6d64/f32");
     for tokens in [50, 99, 197, 257, 577, 1370] {
         let n = tokens * 3 * 384;
@@ -26,7 +26,7 @@ fn attention(c: &mut Criterion) {
         {
             let request = ScoreRequest { class, received };
             group.bench_with_input(BenchmarkId::new(name, tokens), &request, |b, &request| {
-                b.iter(|| cpu.attention(black_box(&heads), request).expect("matching shapes"));
+                b.iter(|| reference.attention(black_box(&heads), request).expect("matching shapes"));
             });
         }
     }

@@ -9,7 +9,7 @@ use criterion::{Criterion, criterion_group};
 use foveate::{
     Tensor,
     backend::{Attraction, Backend, Matching, Metric, Weighting},
-    cpu::Cpu,
+    reference::Reference,
 };
 
 fn tensor(shape: &[usize]) -> Tensor {
@@ -20,7 +20,7 @@ fn tensor(shape: &[usize]) -> Tensor {
 }
 
 fn matching(c: &mut Criterion) {
-    let cpu = Cpu::new();
+    let reference = Reference::new();
     for (batch, tokens) in [(1, 197), (8, 197), (1, 577)] {
         let mut group = c.benchmark_group(format!("matching/{batch}x{tokens}/f32"));
         let (keys, stream) = (tensor(&[batch, tokens, 64]), tensor(&[batch, tokens, 384]));
@@ -45,8 +45,12 @@ fn matching(c: &mut Criterion) {
             merges: 16,
             both_ways: true,
         };
-        group.bench_function("tome", |b| b.iter(|| cpu.matching(black_box(&tome)).expect("matching shapes")));
-        group.bench_function("mctf", |b| b.iter(|| cpu.matching(black_box(&mctf)).expect("matching shapes")));
+        group.bench_function("tome", |b| {
+            b.iter(|| reference.matching(black_box(&tome)).expect("matching shapes"))
+        });
+        group.bench_function("mctf", |b| {
+            b.iter(|| reference.matching(black_box(&mctf)).expect("matching shapes"))
+        });
         group.finish();
     }
 }

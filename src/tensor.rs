@@ -90,7 +90,7 @@ impl Tensor {
 /// A dense row-major `f32` tensor in host memory that belongs to somebody else, such as an inference engine's storage.
 ///
 /// ```
-/// use foveate::{HostTensor, TensorView, backend::Pooling, cpu::merge::merge};
+/// use foveate::{HostTensor, TensorView, backend::Pooling, reference::merge::merge};
 /// # use foveate::TokenPlan;
 /// // Two tokens of three values become their mean, without a copy of the tokens.
 /// let tokens = [1.0, 2.0, 3.0, 3.0, 4.0, 5.0];
@@ -118,7 +118,7 @@ impl<'a> TensorView<'a> {
     }
 }
 
-/// What the operations in [`crate::cpu`] read: a [`Tensor`], or a [`TensorView`] of memory that is not theirs.
+/// What the operations in [`crate::reference`] read: a [`Tensor`], or a [`TensorView`] of memory that is not theirs.
 pub trait HostTensor: Sync {
     /// The extents, outermost axis first.
     fn shape(&self) -> &[usize];

@@ -6,8 +6,8 @@ use affnet_parts::{CLASSES, Tensors, file, tensors};
 use foveate::{
     Images, Pixels,
     backend::{Backend, NormOver},
-    cpu::Cpu,
     model::{Activation, AffNetConfig},
+    reference::Reference,
     weights::{Checkpoint, Loaded, LoadedAffNet, Overrides, load, load_affnet},
 };
 
@@ -36,7 +36,7 @@ fn names_and_shapes_tell_the_architecture() {
     assert_eq!((config.activation, config.norm, config.threshold), (Activation::Silu, NormOver::Image, 0.01));
     let norm = loaded.provenance.iter().find(|entry| entry.field == "norm").unwrap();
     assert_eq!((&norm.value[..], &norm.source[..]), ("layer_norm_2d", "as in the released models"));
-    let model = loaded.clone().build(Cpu::new()).unwrap();
+    let model = loaded.clone().build(Reference::new()).unwrap();
     let pixels = (0..2 * 3 * 40 * 44).map(|i| (i * 37 % 251) as u8).collect();
     let images = Images::new([2, 3, 40, 44], Pixels::U8(pixels)).unwrap();
     let output = model.forward(&images).unwrap();
@@ -87,7 +87,7 @@ fn batch_norms_are_folded_in() {
     let pixels: Vec<f32> = (0..3 * 32 * 32).map(|i| (i * 37 % 251) as f32 / 251.0).collect();
     let images = Images::new([1, 3, 32, 32], Pixels::F32(pixels)).unwrap();
     let logits = |tensors: &Tensors| {
-        let model = read(tensors, &["image=32"]).unwrap().build(Cpu::new()).unwrap();
+        let model = read(tensors, &["image=32"]).unwrap().build(Reference::new()).unwrap();
         model.forward(&images).unwrap().logits
     };
     let (a, b) = (logits(&plain), logits(&scaled));

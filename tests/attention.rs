@@ -3,7 +3,7 @@
 use foveate::{
     Tensor, TokenPlan,
     backend::{Backend, Heads, Pooling, ScoreRequest},
-    cpu::{Cpu, attention::fold_map},
+    reference::{Reference, attention::fold_map},
 };
 use proptest::prelude::*;
 
@@ -96,11 +96,11 @@ proptest! {
 
     #[test]
     fn contexts_and_scores_match_the_definition(case in case()) {
-        let (cpu, qkv, sizes) = (Cpu::new(), case.qkv(), case.sizes());
+        let (reference, qkv, sizes) = (Reference::new(), case.qkv(), case.sizes());
         let (n, d, c) = (case.tokens, case.head_dim, case.heads * case.head_dim);
         let heads = Heads { packed: &qkv, heads: case.heads, head_dim: d, scale: case.scale, sizes: sizes.as_ref() };
         let request = ScoreRequest { class: true, received: true };
-        let (context, scores) = cpu.attention(&heads, request).unwrap();
+        let (context, scores) = reference.attention(&heads, request).unwrap();
         let (class, received) = (scores.class.unwrap(), scores.received.unwrap());
         let mut wanted = vec![0.0; n * c];
         for image in 0..case.batch {
@@ -122,14 +122,14 @@ proptest! {
         // Scores asked for alone, from queries and keys without values, are the same bits.
         let qk: Vec<f32> = qkv.data().chunks(3 * c).flat_map(|row| row[..2 * c].to_vec()).collect();
         let qk = Tensor::new(&[case.batch, n, 2 * c], qk).unwrap();
-        let alone = cpu.attention_scores(&Heads { packed: &qk, ..heads }, request).unwrap();
+        let alone = reference.attention_scores(&Heads { packed: &qk, ..heads }, request).unwrap();
         close(alone.class.unwrap().data(), &class.data().iter().map(|&x| f64::from(x)).collect::<Vec<_>>(), case.tolerance())?;
     }
 
     /// The reduced attention is the folded map times the values (MCTF, section 3.3).
     #[test]
     fn reduced_attention_is_the_folded_map(case in case(), max in any::<bool>()) {
-        let (cpu, qkv, sizes) = (Cpu::new(), case.qkv(), case.sizes());
+        let (reference, qkv, sizes) = (Reference::new(), case.qkv(), case.sizes());
         let (n, d, c) = (case.tokens, case.head_dim, case.heads * case.head_dim);
         let m = n.div_ceil(3);
         let groups: Vec<Vec<(usize, f32)>> = (0..m)
@@ -145,7 +145,7 @@ proptest! {
         let qk = Tensor::new(&[case.batch, n, 2 * c], qk).unwrap();
         let values = random(&[case.batch, m, c], case.seed ^ 2);
         let heads = Heads { packed: &qk, heads: case.heads, head_dim: d, scale: case.scale, sizes: sizes.as_ref() };
-        let got = cpu.attention_reduced(&heads, &values, &plan, pooling).unwrap();
+        let got = reference.attention_reduced(&heads, &values, &plan, pooling).unwrap();
         for image in 0..case.batch {
             let mut wanted = vec![0.0; m * c];
             for head in 0..case.heads {
@@ -168,11 +168,12 @@ proptest! {
 
 #[test]
 fn extreme_scores_stay_finite() {
-    let cpu = Cpu::new();
+    let reference = Reference::new();
     let mut qkv = random(&[1, 5, 24], 3);
     qkv.data_mut()[..8].fill(1e18);
     let heads = Heads { packed: &qkv, heads: 1, head_dim: 8, scale: 1.0, sizes: None };
-    let (context, scores) = cpu.attention(&heads, ScoreRequest { class: true, received: true }).unwrap();
+    let (context, scores) =
+        reference.attention(&heads, ScoreRequest { class: true, received: true }).unwrap();
     assert!(context.data().iter().all(|x| x.is_finite()));
     assert!((scores.received.unwrap().data().iter().sum::<f32>() - 1.0).abs() < 1e-5);
 }
@@ -184,17 +185,17 @@ fn a_plan_that_leaves_nothing_is_refused() {
     let qk = random(&[1, 2, 16], 1);
     let heads = Heads { packed: &qk, heads: 1, head_dim: 8, scale: 1.0, sizes: None };
     let values = Tensor::zeros(&[1, 0, 8]);
-    let error = Cpu::new().attention_reduced(&heads, &values, &plan, Pooling::Weighted).unwrap_err();
+    let error = Reference::new().attention_reduced(&heads, &values, &plan, Pooling::Weighted).unwrap_err();
     assert!(error.to_string().contains("leaves no token"));
 }
 
 #[test]
 fn wrong_shapes_are_named() {
-    let cpu = Cpu::new();
+    let reference = Reference::new();
     let packed = random(&[1, 4, 24], 1);
     let attention = |heads, head_dim, sizes: Option<&Tensor>| {
         let view = Heads { packed: &packed, heads, head_dim, scale: 1.0, sizes };
-        cpu.attention(&view, ScoreRequest::default()).unwrap_err().to_string()
+        reference.attention(&view, ScoreRequest::default()).unwrap_err().to_string()
     };
     assert!(attention(3, 8, None).contains("24 values are not 3 parts of 3 heads of 8"));
     assert!(attention(0, 8, None).starts_with("attention: "));

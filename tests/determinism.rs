@@ -2,8 +2,8 @@
 
 use foveate::{
     Images, Pixels, Reduction, Tensor,
-    cpu::Cpu,
     model::{Vit, VitConfig, arch},
+    reference::Reference,
 };
 
 fn small() -> VitConfig {
@@ -26,8 +26,9 @@ fn images(batch: usize, config: &VitConfig) -> Images {
 }
 
 fn logits(threads: usize, config: &VitConfig, batch: usize, spec: &str) -> Tensor {
-    let vit = Vit::new(Cpu::with_threads(threads).unwrap(), config.clone(), arch::random_params(config, 7))
-        .unwrap();
+    let vit =
+        Vit::new(Reference::with_threads(threads).unwrap(), config.clone(), arch::random_params(config, 7))
+            .unwrap();
     let reduction: Reduction = spec.parse().unwrap();
     vit.forward(&images(batch, config), &reduction).unwrap().logits.unwrap()
 }
@@ -67,7 +68,7 @@ fn any_number_of_threads_gives_the_same_bits_at_full_width() {
 #[test]
 fn a_batch_is_its_images() {
     let config = small();
-    let vit = Vit::new(Cpu::new(), config.clone(), arch::random_params(&config, 7)).unwrap();
+    let vit = Vit::new(Reference::new(), config.clone(), arch::random_params(&config, 7)).unwrap();
     let all = images(3, &config);
     let Pixels::U8(pixels) = all.pixels() else { unreachable!() };
     for spec in SPECS {

@@ -5,8 +5,8 @@ use std::f64::consts::TAU;
 use foveate::{
     Tensor,
     backend::{Frequency, GridBackend},
-    cpu::Cpu,
     model::Activation,
+    reference::Reference,
 };
 use proptest::prelude::*;
 
@@ -135,7 +135,7 @@ fn check(batch: usize, grid: [usize; 2], groups: usize, width: usize, seed: u64)
     let want = by_definition(&x, grid, &f);
     let largest = want.iter().fold(1.0, |largest: f64, v| largest.max(v.abs()));
     for residual in [None, Some(&residual)] {
-        let got = Cpu::new().frequency(&x, grid, &f, residual).unwrap();
+        let got = Reference::new().frequency(&x, grid, &f, residual).unwrap();
         for (at, (got, want)) in got.data().iter().zip(&want).enumerate() {
             let want = want + residual.map_or(0.0, |r| f64::from(r.data()[at]));
             // Sums of H·W and of 2S terms, each rounded: far below 1e-5 of the largest.
@@ -169,9 +169,9 @@ fn a_wrong_rule_for_the_special_columns_would_be_seen() {
     // Rows 0 to H/2 of the columns 0 and W/2 mirrored, as a multi-dimensional inverse may do it, is not what is asked for.
     let (grid, f) = ([6, 6], filter(1, 4, 3));
     let x = tensor(&[1, 36, 4], 4);
-    let spectrum = foveate::cpu::frequency::spectrum(&x, grid).unwrap();
-    let mask = foveate::cpu::frequency::mask(&spectrum, &f).unwrap();
-    let product = foveate::cpu::frequency::product(&mask, &spectrum);
+    let spectrum = foveate::reference::frequency::spectrum(&x, grid).unwrap();
+    let mask = foveate::reference::frequency::mask(&spectrum, &f).unwrap();
+    let product = foveate::reference::frequency::product(&mask, &spectrum);
     let mut mirrored = product.clone();
     for plane in 0..4 {
         for l in 4..6 {
@@ -182,7 +182,8 @@ fn a_wrong_rule_for_the_special_columns_would_be_seen() {
             }
         }
     }
-    let [right, wrong] = [&product, &mirrored].map(|p| foveate::cpu::frequency::inverse(p, grid).unwrap());
+    let [right, wrong] =
+        [&product, &mirrored].map(|p| foveate::reference::frequency::inverse(p, grid).unwrap());
     let worst = right.data().iter().zip(wrong.data()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(worst > 1e-2, "the rules differ by {worst} only");
 }
@@ -191,7 +192,7 @@ fn a_wrong_rule_for_the_special_columns_would_be_seen() {
 fn bad_arguments_are_named() {
     let x = tensor(&[2, 12, 6], 1);
     let message = |grid, f: &Frequency<Tensor>, residual: Option<&Tensor>| {
-        Cpu::new().frequency(&x, grid, f, residual).unwrap_err().to_string()
+        Reference::new().frequency(&x, grid, f, residual).unwrap_err().to_string()
     };
     let good = filter(2, 3, 2);
     assert!(message([3, 5], &good, None).contains("x has shape [2, 12, 6], expected (images, 3x5 positions"));

@@ -12,7 +12,7 @@ use std::{path::Path, process::ExitCode};
 use golden_kinds::{Check, File};
 
 /// What the files are held against: a backend whose tensors are those of the host.
-type Golden = foveate::cpu::Cpu;
+type Golden = foveate::reference::Reference;
 
 fn backend() -> Golden {
     Golden::new()

@@ -3,10 +3,10 @@
 use foveate::{
     Reduction, Tensor,
     backend::{Backend, Convolution, Depthwise, GridBackend, Norm},
-    cpu::Cpu,
     macs::ModelMacs,
     model::arch,
     reduction::{Bat, DynamicVit, Evit, Host, Keep, Method, Mstm, Svite},
+    reference::Reference,
 };
 
 const HUGE: usize = usize::MAX;
@@ -76,28 +76,28 @@ fn zeros(shape: &[usize]) -> Tensor {
 
 #[test]
 fn shapes_of_nothing_and_of_everything_are_refused() {
-    let cpu = Cpu::new();
+    let reference = Reference::new();
     let x = zeros(&[1, 4, 2]);
     let dense = Convolution { weight: zeros(&[18, 0]), bias: zeros(&[0]), stride: 1, activation: None };
-    let message = cpu.convolution(&x, [2, 2], &dense).unwrap_err().to_string();
+    let message = reference.convolution(&x, [2, 2], &dense).unwrap_err().to_string();
     assert!(message.contains("no outputs"), "{message}");
     let each =
         Depthwise { weight: zeros(&[9, 0]), bias: zeros(&[0]), stride: 1, before: None, activation: None };
-    assert!(cpu.depthwise(&zeros(&[1, 4, 0]), [2, 2], &each).is_err());
+    assert!(reference.depthwise(&zeros(&[1, 4, 0]), [2, 2], &each).is_err());
     let norm = Norm { weight: zeros(&[0]), bias: None, eps: 1e-6 };
-    let message = cpu.layer_norm(&zeros(&[3, 0]), &norm).unwrap_err().to_string();
+    let message = reference.layer_norm(&zeros(&[3, 0]), &norm).unwrap_err().to_string();
     assert!(message.contains("no values"), "{message}");
     for grid in [[HUGE, 2], [2, HUGE], [HUGE, HUGE], [0, 4], [3, 1]] {
-        assert!(cpu.pool_windows(&x, 0, grid, 2).is_err(), "{grid:?}");
-        assert!(cpu.add_windows(x.clone(), &x, 1, grid, 2).is_err(), "{grid:?}");
-        assert!(cpu.convolution(&x, grid, &dense).is_err(), "{grid:?}");
+        assert!(reference.pool_windows(&x, 0, grid, 2).is_err(), "{grid:?}");
+        assert!(reference.add_windows(x.clone(), &x, 1, grid, 2).is_err(), "{grid:?}");
+        assert!(reference.convolution(&x, grid, &dense).is_err(), "{grid:?}");
     }
-    assert!(cpu.pool_windows(&x, HUGE, [2, 2], 2).is_err());
-    assert!(cpu.pool_windows(&x, 0, [2, 2], 0).is_err());
-    assert!(cpu.hidden_sizes(None, [1, HUGE], 1).is_err());
-    assert!(cpu.hidden_sizes(None, [HUGE, 2], 1).is_err());
+    assert!(reference.pool_windows(&x, HUGE, [2, 2], 2).is_err());
+    assert!(reference.pool_windows(&x, 0, [2, 2], 0).is_err());
+    assert!(reference.hidden_sizes(None, [1, HUGE], 1).is_err());
+    assert!(reference.hidden_sizes(None, [HUGE, 2], 1).is_err());
     // One row of a hundred thousand: its table of turns would be tens of gigabytes.
     let row = zeros(&[1, 100_000, 1]);
-    let message = foveate::cpu::frequency::spectrum(&row, [1, 100_000]).unwrap_err().to_string();
+    let message = foveate::reference::frequency::spectrum(&row, [1, 100_000]).unwrap_err().to_string();
     assert!(message.contains("sides of up to 4096"), "{message}");
 }

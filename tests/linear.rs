@@ -3,8 +3,8 @@
 use foveate::{
     Tensor,
     backend::{Backend, Epilogue, Linear},
-    cpu::Cpu,
     model::Activation,
+    reference::Reference,
 };
 use proptest::prelude::*;
 
@@ -30,7 +30,7 @@ proptest! {
         rows in 1_usize..40, inputs in 1_usize..90, outputs in 1_usize..70, bias in any::<bool>(),
         residual in any::<bool>(), part in 0.0..1.0_f64, seed in any::<u64>(),
     ) {
-        let cpu = Cpu::new();
+        let reference = Reference::new();
         let layer = Linear {
             weight: random(&[outputs, inputs], seed),
             bias: bias.then(|| random(&[outputs], seed ^ 1)),
@@ -39,7 +39,7 @@ proptest! {
         let first = (part * outputs as f64) as usize;
         let added = random(&[1, rows, outputs - first], seed ^ 3);
         let epilogue = if residual { Epilogue::AddTo(added.clone()) } else { Epilogue::None };
-        let got = cpu.linear(&x, layer.rows(first..outputs), epilogue).unwrap();
+        let got = reference.linear(&x, layer.rows(first..outputs), epilogue).unwrap();
         prop_assert_eq!(got.shape(), &[1, rows, outputs - first][..]);
         // Sums of at most 90 products below 1, a bias and a residual.
         let limit = 4.0 * f64::from(f32::EPSILON) * (inputs as f64).sqrt() * 3.0;
@@ -54,10 +54,10 @@ proptest! {
 
 #[test]
 fn a_gated_layer_halves_its_width() {
-    let cpu = Cpu::new();
+    let reference = Reference::new();
     let layer = Linear { weight: random(&[6, 4], 1), bias: Some(random(&[6], 2)) };
     let x = random(&[1, 5, 4], 3);
-    let got = cpu.linear(&x, layer.all(), Epilogue::Activation(Activation::SwiGlu)).unwrap();
+    let got = reference.linear(&x, layer.all(), Epilogue::Activation(Activation::SwiGlu)).unwrap();
     assert_eq!(got.shape(), [1, 5, 3]);
     for (at, &got) in got.data().iter().enumerate() {
         let (gate, value) =
@@ -69,10 +69,10 @@ fn a_gated_layer_halves_its_width() {
 
 #[test]
 fn wrong_shapes_are_named() {
-    let cpu = Cpu::new();
+    let reference = Reference::new();
     let layer = Linear { weight: random(&[6, 4], 1), bias: Some(random(&[5], 2)) };
     let said = |x: &Tensor, layer: &Linear<Tensor>, epilogue| {
-        cpu.linear(x, layer.all(), epilogue).unwrap_err().to_string()
+        reference.linear(x, layer.all(), epilogue).unwrap_err().to_string()
     };
     let x = random(&[1, 2, 4], 3);
     assert!(said(&x, &layer, Epilogue::None).contains("bias has shape [5], expected [6]"));
@@ -85,6 +85,6 @@ fn wrong_shapes_are_named() {
     assert!(said(&x, &layer, residual).contains("residual has shape [1, 2, 5], expected [1, 2, 6]"));
     let odd = Linear { weight: random(&[5, 4], 1), bias: None };
     assert!(said(&x, &odd, Epilogue::Activation(Activation::SwiGlu)).contains("the number is odd"));
-    let error = cpu.linear(&x, layer.rows(2..9), Epilogue::None).unwrap_err().to_string();
+    let error = reference.linear(&x, layer.rows(2..9), Epilogue::None).unwrap_err().to_string();
     assert!(error.contains("outputs 2..9 are not among the layer's 6"));
 }

@@ -3,8 +3,8 @@
 use foveate::{
     Tensor,
     backend::{Attraction, Backend, Matching, Metric, Weighting},
-    cpu::{
-        Cpu,
+    reference::{
+        Reference,
         matching::{match_every_kth, match_scores},
     },
 };
@@ -95,7 +95,7 @@ fn cosine_plan(rows: &Tensor, special: usize, merges: usize) -> Vec<Vec<i32>> {
         merges,
         both_ways: false,
     };
-    let plan = Cpu::new().matching(&matching).unwrap();
+    let plan = Reference::new().matching(&matching).unwrap();
     (0..plan.tokens_out()).map(|t| plan.group(0, t).0.to_vec()).collect()
 }
 
@@ -126,11 +126,11 @@ fn too_many_merges_and_wrong_shapes_are_named() {
         merges,
         both_ways: false,
     };
-    let error = Cpu::new().matching(&matching(1, 3)).unwrap_err().to_string();
+    let error = Reference::new().matching(&matching(1, 3)).unwrap_err().to_string();
     assert!(error.contains("at most 2 can be merged"), "{error}");
     let sizes = Tensor::zeros(&[1, 5]);
     let wrong = Matching { weighting: Weighting::Size(Some(&sizes)), ..matching(0, 1) };
-    let error = Cpu::new().matching(&wrong).unwrap_err().to_string();
+    let error = Reference::new().matching(&wrong).unwrap_err().to_string();
     assert!(error.contains("sizes has shape [1, 5], expected [1, 6]"), "{error}");
 }
 

@@ -3,7 +3,7 @@
 use foveate::{
     Tensor,
     backend::{Backend, Norm},
-    cpu::Cpu,
+    reference::Reference,
 };
 use proptest::prelude::*;
 
@@ -31,7 +31,7 @@ proptest! {
         batch in 1_usize..3, tokens in 1_usize..12, heads in 1_usize..4, width in 1_usize..90, part in 0_usize..3,
         bias in any::<bool>(), spread in prop_oneof![Just(1e-3_f32), Just(1.0), Just(100.0)], seed in any::<u64>(),
     ) {
-        let cpu = Cpu::new();
+        let reference = Reference::new();
         let norm = Norm {
             weight: random(&[width], seed, 1.0),
             bias: bias.then(|| random(&[width], seed ^ 1, 1.0)),
@@ -40,14 +40,14 @@ proptest! {
         // Normalised values are at most sqrt(width) large and lose about as many ulp to the sums.
         let limit = 8.0 * f64::from(f32::EPSILON) * (width as f64).max(4.0);
         let x = random(&[batch, tokens, width], seed ^ 2, spread);
-        let got = cpu.layer_norm(&x, &norm).unwrap();
+        let got = reference.layer_norm(&x, &norm).unwrap();
         for (got, row) in got.data().chunks(width).zip(x.data().chunks(width)) {
             for (&got, want) in got.iter().zip(definition(row, &norm)) {
                 prop_assert!((f64::from(got) - want).abs() <= limit, "{} instead of {}", got, want);
             }
         }
         let packed = random(&[batch, tokens, 3 * heads * width], seed ^ 3, spread);
-        let got = cpu.head_norm(packed.clone(), part, heads, &norm).unwrap();
+        let got = reference.head_norm(packed.clone(), part, heads, &norm).unwrap();
         for (at, (got, head)) in got.data().chunks(width).zip(packed.data().chunks(width)).enumerate() {
             if at % (3 * heads) / heads == part {
                 for (&got, want) in got.iter().zip(definition(head, &norm)) {
@@ -68,15 +68,15 @@ fn a_constant_row_becomes_the_bias() {
         eps: 1e-6,
     };
     let x = Tensor::new(&[1, 1, 5], vec![7.0; 5]).unwrap();
-    assert_eq!(Cpu::new().layer_norm(&x, &norm).unwrap().data(), [1.0, 2.0, 3.0, 4.0, 5.0]);
+    assert_eq!(Reference::new().layer_norm(&x, &norm).unwrap().data(), [1.0, 2.0, 3.0, 4.0, 5.0]);
 }
 
 #[test]
 fn wrong_shapes_are_named() {
-    let cpu = Cpu::new();
+    let reference = Reference::new();
     let norm = Norm { weight: random(&[4], 1, 1.0), bias: None, eps: 1e-6 };
-    let error = cpu.layer_norm(&random(&[1, 2, 5], 2, 1.0), &norm).unwrap_err().to_string();
+    let error = reference.layer_norm(&random(&[1, 2, 5], 2, 1.0), &norm).unwrap_err().to_string();
     assert!(error.contains("weight has shape [4], expected [5]"), "{error}");
-    let error = cpu.head_norm(random(&[1, 2, 24], 2, 1.0), 3, 2, &norm).unwrap_err().to_string();
+    let error = reference.head_norm(random(&[1, 2, 24], 2, 1.0), 3, 2, &norm).unwrap_err().to_string();
     assert!(error.contains("have no part 3 of 2 heads of 4"), "{error}");
 }

@@ -3,7 +3,7 @@
 use foveate::{
     SourceMap, Tensor, TokenPlan,
     backend::{Backend, Pooling},
-    cpu::Cpu,
+    reference::Reference,
 };
 use proptest::prelude::*;
 
@@ -60,12 +60,12 @@ proptest! {
 
     #[test]
     fn a_composed_plan_does_what_its_parts_do((first, second) in two_plans()) {
-        let cpu = Cpu::new();
+        let reference = Reference::new();
         let composed = first.then(&second).unwrap();
         let x = tokens(first.batch(), first.tokens_in(), 5);
-        let one = cpu.merge(&x, None, &first, Pooling::Weighted, None).unwrap();
-        let two = cpu.merge(&one.tokens, Some(&one.sizes), &second, Pooling::Weighted, None).unwrap();
-        let whole = cpu.merge(&x, None, &composed, Pooling::Weighted, None).unwrap();
+        let one = reference.merge(&x, None, &first, Pooling::Weighted, None).unwrap();
+        let two = reference.merge(&one.tokens, Some(&one.sizes), &second, Pooling::Weighted, None).unwrap();
+        let whole = reference.merge(&x, None, &composed, Pooling::Weighted, None).unwrap();
         prop_assert_eq!(&two.sizes, &whole.sizes);
         for (a, b) in two.tokens.data().iter().zip(whole.tokens.data()) {
             // Two roundings of weights and sums of at most 20 values of magnitude 1.
@@ -79,17 +79,17 @@ proptest! {
         }
         let spread = |image| map.unmerge(image, whole.tokens.item(image), 5, 0.0).unwrap();
         let spread: Vec<f32> = (0..first.batch()).flat_map(spread).collect();
-        prop_assert_eq!(cpu.unmerge(&whole.tokens, &composed).unwrap().into_data(), spread);
+        prop_assert_eq!(reference.unmerge(&whole.tokens, &composed).unwrap().into_data(), spread);
     }
 
     #[test]
     fn the_identity_changes_nothing(batch in 1_usize..4, n in 1_usize..30) {
-        let cpu = Cpu::new();
+        let reference = Reference::new();
         let (plan, x) = (TokenPlan::identity(batch, n), tokens(batch, n, 3));
-        let merged = cpu.merge(&x, None, &plan, Pooling::Weighted, None).unwrap();
+        let merged = reference.merge(&x, None, &plan, Pooling::Weighted, None).unwrap();
         prop_assert_eq!(&merged.tokens, &x);
         prop_assert!(merged.sizes.data().iter().all(|&s| s == 1.0));
-        prop_assert_eq!(&cpu.unmerge(&x, &plan).unwrap(), &x);
+        prop_assert_eq!(&reference.unmerge(&x, &plan).unwrap(), &x);
         prop_assert_eq!(&plan.then(&plan).unwrap(), &plan);
     }
 

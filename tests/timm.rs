@@ -4,7 +4,7 @@ use std::path::Path;
 
 use foveate::{
     Images, Pixels, Reduction, Tensor,
-    cpu::Cpu,
+    reference::Reference,
     weights::{Checkpoint, LoadedVit, Overrides, load_vit},
 };
 
@@ -36,7 +36,7 @@ fn close(name: &str, got: &Tensor, want: &Tensor) {
 fn dense_outputs_match_timm() {
     for name in FILES {
         let (loaded, images, file) = load(name);
-        let vit = loaded.build(Cpu::new()).unwrap();
+        let vit = loaded.build(Reference::new()).unwrap();
         let output = vit.forward(&images, &Reduction::None).unwrap();
         close(name, &output.features, &file.tensor("features").unwrap());
         close(name, &output.logits.unwrap(), &file.tensor("logits").unwrap());
@@ -50,7 +50,7 @@ fn merging_equal_tokens_changes_nothing() {
     for name in FILES {
         let (mut loaded, images, _) = load(name);
         loaded.params.position = None;
-        let vit = loaded.build(Cpu::new()).unwrap();
+        let vit = loaded.build(Reference::new()).unwrap();
         let values = images.shape().iter().product();
         let flat = Images::new(images.shape(), Pixels::F32(vec![0.25; values])).unwrap();
         let dense = vit.forward(&flat, &Reduction::None).unwrap();
@@ -64,7 +64,7 @@ fn merging_equal_tokens_changes_nothing() {
 fn every_method_that_suits_runs() {
     for name in FILES {
         let (loaded, images, _) = load(name);
-        let vit = loaded.build(Cpu::new()).unwrap();
+        let vit = loaded.build(Reference::new()).unwrap();
         for spec in [
             "tome:r=3",
             "mctf:r=2",

@@ -17,10 +17,10 @@ use candle_nn::{
 };
 use foveate::{
     Images, Pixels, Reduction,
-    cpu::Cpu,
     image::{Picture, batch},
     model::{Vit as FoveateVit, VitConfig},
     reduction::{Host, Method},
+    reference::Reference,
     weights::{Overrides, load_vit_file},
 };
 use foveate_candle::{
@@ -205,7 +205,7 @@ struct Setting {
 
 impl Setting {
     fn new(checkpoint: &PathBuf, files: &[PathBuf]) -> std::result::Result<Self, Box<dyn Error>> {
-        let foveate = load_vit_file(checkpoint, &Overrides::default())?.build(Cpu::new())?;
+        let foveate = load_vit_file(checkpoint, &Overrides::default())?.build(Reference::new())?;
         let config = foveate.config();
         let vb = VarBuilder::from_buffered_safetensors(std::fs::read(checkpoint)?, DType::F32, &Device::Cpu)?;
         let candle = Vit::new(config, &vb)?;

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, StorageRef, Tensor};
 use foveate::{
     HostTensor, TensorView,
-    cpu::{
+    reference::{
         attention as reference_attention, matching as reference_matching, merge as reference_merge, norm,
         select as reference_select,
     },

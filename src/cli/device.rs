@@ -8,8 +8,8 @@ use foveate::cuda::{Cuda, DType, Forecast, patch::PixelType};
 use foveate::{
     Reduction,
     backend::GridBackend,
-    cpu::Cpu,
     model::{Vit, VitConfig},
+    reference::Reference,
 };
 
 use super::{failure::Failure, launches::Launches, options::Threads};
@@ -95,7 +95,7 @@ pub(crate) trait Runner: GridBackend + Clone {
     fn launches(model: &Vit<Self>, method: &Reduction, batch: usize) -> Option<foveate::Result<Launches>>;
 }
 
-impl Runner for Cpu {
+impl Runner for Reference {
     const NAME: &'static str = "cpu";
 
     fn threads(&self) -> usize {
@@ -164,7 +164,7 @@ impl Runner for Cuda {
 /// What was chosen.
 pub(crate) enum Chosen {
     /// The processor.
-    Cpu(Cpu),
+    Cpu(Reference),
     /// A card.
     #[cfg(feature = "cuda")]
     Cuda(Cuda),
@@ -200,7 +200,7 @@ impl Device {
     /// why.
     pub(crate) fn start<'a>(&self, config: impl Into<Option<&'a VitConfig>>) -> Result<Chosen, Failure> {
         match self.place {
-            Place::Cpu => Ok(Chosen::Cpu(Cpu::new())),
+            Place::Cpu => Ok(Chosen::Cpu(Reference::new())),
             Place::Auto | Place::Cuda(_) => self.card(config.into()),
         }
     }
@@ -209,7 +209,7 @@ impl Device {
     #[cfg(not(feature = "cuda"))]
     #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "as with CUDA")]
     fn card(&self, _config: Option<&VitConfig>) -> Result<Chosen, Failure> {
-        Ok(Chosen::Cpu(Cpu::new()))
+        Ok(Chosen::Cpu(Reference::new()))
     }
 
     #[cfg(feature = "cuda")]
@@ -282,7 +282,7 @@ fn open(ordinal: usize) -> Result<foveate::cuda::Device, String> {
 #[cfg(feature = "cuda")]
 fn processor(reason: &str) -> Chosen {
     tell(&format!("device auto: cpu, because {reason}"));
-    Chosen::Cpu(Cpu::new())
+    Chosen::Cpu(Reference::new())
 }
 
 /// A line on stderr that is no error. If nobody listens there, nobody can be told.

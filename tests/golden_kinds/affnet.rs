@@ -1,8 +1,8 @@
 use foveate::{
     Tensor,
     backend::{Backend, Frequency, GridBackend, NormOver},
-    cpu::frequency,
     model::Activation,
+    reference::frequency,
     weights::{Checkpoint, Overrides, load_aff_block, load_affnet},
 };
 

@@ -3,9 +3,9 @@
 use foveate::{
     Tensor, TokenPlan,
     backend::{Backend, Cluster, Epilogue, Inattentive, Linear, Pooling},
-    cpu::cluster::{Decision, decide},
     model::Vit,
     reduction::{Bat, Keep, Method, Mstm},
+    reference::cluster::{Decision, decide},
 };
 use serde_json::Value;
 

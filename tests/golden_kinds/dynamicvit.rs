@@ -1,8 +1,8 @@
 use foveate::{
     Tensor, TokenPlan,
     backend::{Backend, Linear, Norm, Pooling, Predictor, Select},
-    cpu,
     reduction::{DynamicVit, Keep},
+    reference,
 };
 use serde_json::Value;
 
@@ -50,7 +50,7 @@ pub(crate) fn predictors(file: &File, check: &mut Check) {
         // A policy of zeros and ones is training's: the operation has none, the reference has.
         let scores = match text(case, "policy") {
             "ones" => backend.keep_scores(&x, &predictor, 0).unwrap(),
-            _ => cpu::predictor::keep_scores(&x, &predictor, 0, Some(&policy)).unwrap(),
+            _ => reference::predictor::keep_scores(&x, &predictor, 0, Some(&policy)).unwrap(),
         };
         let want = keep_column(file.array(&name("log_prob")));
         check.close(&name("log_prob"), scores.data(), &want, Tolerance::Scaled(1e-5));

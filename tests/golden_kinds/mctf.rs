@@ -3,11 +3,11 @@ use std::collections::BTreeSet;
 use foveate::{
     Reduction, Tensor,
     backend::{Attraction, Backend, Matching, Metric, Pooling, Weighting},
-    cpu::{
+    reduction::{Amount, Host, LookAhead, Mctf, MctfPooling, token_counts},
+    reference::{
         attention::fold_map,
         matching::{Matches, attractions, match_scores},
     },
-    reduction::{Amount, Host, LookAhead, Mctf, MctfPooling, token_counts},
 };
 use serde_json::Value;
 

@@ -5,8 +5,8 @@ use foveate::{
     backend::{
         Attraction, Backend, Epilogue, Heads, Linear, Matching, Metric, Pooling, ScoreRequest, Weighting,
     },
-    cpu::matching::{Matches, attractions, match_every_kth, match_scores, metric_rows},
     reduction::{Host, Schedule, Tome, token_counts},
+    reference::matching::{Matches, attractions, match_every_kth, match_scores, metric_rows},
 };
 use serde_json::Value;
 

@@ -1,7 +1,7 @@
 //! Every operation against foveate's reference, on any of candle's devices.
 
 use candle_core::{DType, Device, Result, Tensor};
-use foveate::{TokenPlan, backend::Backend, cpu::Cpu};
+use foveate::{TokenPlan, backend::Backend, reference::Reference};
 use foveate_candle::{
     Attraction, Heads, Matching, Metric, Norm, Parts, Plan, Pooling, ScoreRequest, Select, Weighting,
 };
@@ -120,13 +120,13 @@ pub(crate) const BOTH: ScoreRequest = ScoreRequest { class: true, received: true
 
 /// Attention, packed and in parts, and its scores alone.
 pub(crate) fn attention(inputs: &Inputs, check: &Check) -> Result<()> {
-    let cpu = Cpu::new();
+    let reference = Reference::new();
     let (qkv, sizes) = (on_host(&inputs.qkv)?, on_host(&inputs.sizes)?);
     let width = inputs.heads * inputs.head_dim;
     for with_sizes in [false, true] {
         let given = with_sizes.then_some(&inputs.sizes);
         let known = with_sizes.then_some(&sizes);
-        let (context, scores) = cpu.attention(&inputs.reference(&qkv, known), BOTH).unwrap();
+        let (context, scores) = reference.attention(&inputs.reference(&qkv, known), BOTH).unwrap();
         let (class, received) = (scores.class.unwrap(), scores.received.unwrap());
 
         let (found, scores) = foveate_candle::attention(&inputs.view(given), BOTH)?;
@@ -169,7 +169,7 @@ pub(crate) fn same_plan(what: &str, found: &Plan, expected: &TokenPlan, relative
 
 /// Matchings of ToMe and of MCTF.
 pub(crate) fn matching(inputs: &Inputs, check: &Check) -> Result<()> {
-    let cpu = Cpu::new();
+    let reference = Reference::new();
     let (x, qkv) = (on_host(&inputs.x)?, on_host(&inputs.qkv)?);
     let (sizes, received) = (on_host(&inputs.sizes)?, on_host(&inputs.received)?);
     let most = (inputs.tokens - 1) / 2;
@@ -183,7 +183,7 @@ pub(crate) fn matching(inputs: &Inputs, check: &Check) -> Result<()> {
             merges,
             both_ways: false,
         })?;
-        let expected = cpu.matching(&Matching {
+        let expected = reference.matching(&Matching {
             metric: Metric::Keys(&inputs.reference(&qkv, None)),
             attraction: Attraction::Cosine,
             weighting: Weighting::Size(Some(&sizes)),
@@ -205,7 +205,7 @@ pub(crate) fn matching(inputs: &Inputs, check: &Check) -> Result<()> {
             merges,
             both_ways: true,
         })?;
-        let expected = cpu.matching(&Matching {
+        let expected = reference.matching(&Matching {
             metric: Metric::Rows(&x),
             attraction: Attraction::MultiCriteria {
                 tau_similarity: 1.0,
@@ -230,7 +230,8 @@ pub(crate) fn select(inputs: &Inputs, check: &Check) -> Result<()> {
     {
         let select = Select { class_scores: &inputs.received, special: 1, keep, fuse };
         let found = foveate_candle::select(&select)?;
-        let expected = Cpu::new().select(&Select { class_scores: &scores, special: 1, keep, fuse }).unwrap();
+        let expected =
+            Reference::new().select(&Select { class_scores: &scores, special: 1, keep, fuse }).unwrap();
         same_plan("a selection", &found, &expected, check.relative_f32)?;
     }
     Ok(())
@@ -241,16 +242,16 @@ pub(crate) fn merge(inputs: &Inputs, check: &Check) -> Result<()> {
     let (x, sizes) = (on_host(&inputs.x)?, on_host(&inputs.sizes)?);
     let scores = on_host(&inputs.received)?;
     let keep = inputs.tokens / 3;
-    let cpu = Cpu::new();
+    let reference = Reference::new();
     let select = Select { class_scores: &scores, special: 1, keep, fuse: true };
-    let expected_plan = cpu.select(&select).unwrap();
+    let expected_plan = reference.select(&select).unwrap();
     let plan = Plan::from_host(expected_plan.clone(), inputs.x.device())?;
     assert_eq!(plan.to_host()?, expected_plan);
     let shape = [plan.batch(), plan.tokens_in(), plan.tokens_out()];
     assert_eq!(shape, [inputs.batch, inputs.tokens, expected_plan.tokens_out()]);
     for pooling in [Pooling::Weighted, Pooling::Max] {
         let bare = foveate_candle::merge(&inputs.x, None, &plan, pooling, None)?;
-        let expected = cpu.merge(&x, None, &expected_plan, pooling, None).unwrap();
+        let expected = reference.merge(&x, None, &expected_plan, pooling, None).unwrap();
         check.same("merged tokens", &bare.tokens, &expected.tokens)?;
         check.same("sizes of ones", &bare.sizes, &expected.sizes)?;
         assert!(bare.normed.is_none());
@@ -259,7 +260,7 @@ pub(crate) fn merge(inputs: &Inputs, check: &Check) -> Result<()> {
             let bias = inputs.norm.bias.clone().filter(|_| bias);
             let norm = Norm { bias, ..inputs.norm.clone() };
             let found = foveate_candle::merge(&inputs.x, Some(&inputs.sizes), &plan, pooling, Some(&norm))?;
-            let expected = cpu.merge(&x, Some(&sizes), &expected_plan, pooling, None).unwrap();
+            let expected = reference.merge(&x, Some(&sizes), &expected_plan, pooling, None).unwrap();
             check.same("merged tokens", &found.tokens, &expected.tokens)?;
             check.same("sizes", &found.sizes, &expected.sizes)?;
             // Of the tokens as they are stored.
@@ -268,11 +269,11 @@ pub(crate) fn merge(inputs: &Inputs, check: &Check) -> Result<()> {
                 bias: norm.bias.as_ref().map(on_host).transpose()?,
                 eps: norm.eps,
             };
-            let expected = cpu.layer_norm(&on_host(&found.tokens)?, &norm).unwrap();
+            let expected = reference.layer_norm(&on_host(&found.tokens)?, &norm).unwrap();
             check.same("normed", &found.normed.unwrap(), &expected)?;
         }
         let back = foveate_candle::unmerge(&bare.tokens, &plan)?;
-        let expected = cpu.unmerge(&on_host(&bare.tokens)?, &expected_plan).unwrap();
+        let expected = reference.unmerge(&on_host(&bare.tokens)?, &expected_plan).unwrap();
         assert_eq!(on_host(&back)?, expected);
     }
     Ok(())

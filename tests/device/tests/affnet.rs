@@ -4,12 +4,12 @@
 use foveate::{
     Images, Pixels, Tensor,
     backend::{Backend, NormOver},
-    cpu::Cpu,
     cuda::{Cuda, DType},
     model::{
         Activation, AffNet, AffNetConfig,
         affnet::{AffNetParams, AffStage, Bottleneck, random_params},
     },
+    reference::Reference,
 };
 use foveate_device_tests::{Turn, rounded};
 use half::{bf16, f16};
@@ -80,7 +80,7 @@ fn networks_give_what_the_reference_gives() {
         let config = config(norm, activation);
         let params = stored(dtype, random_params(&config, 3));
         let images = pictures(&config, 2);
-        let reference = AffNet::new(Cpu::new(), config.clone(), params.clone()).unwrap();
+        let reference = AffNet::new(Reference::new(), config.clone(), params.clone()).unwrap();
         let want = reference.forward(&images).unwrap();
         let cuda = Cuda::on(&turn.device, dtype).unwrap();
         let model = AffNet::new(cuda, config, params).unwrap();

@@ -5,7 +5,6 @@ use cudarc::driver::{CudaSlice, CudaView};
 use foveate::{
     Tensor, TokenPlan,
     backend::{Backend, Heads, Pooling, ScoreRequest},
-    cpu::Cpu,
     cuda::{
         DevicePlan, Strided,
         attention::{
@@ -13,6 +12,7 @@ use foveate::{
             needs_log_sum_exp,
         },
     },
+    reference::Reference,
 };
 use foveate_device_tests::{Layout, Turn, Value, random, random_plan, tensor};
 use half::{bf16, f16};
@@ -205,10 +205,10 @@ fn check<T: Value>(turn: &Turn, case: &Case, values: bool) -> Result<(), TestCas
     };
     let request = ScoreRequest { class: true, received: true };
     let (context, scores) = if values {
-        let (context, scores) = Cpu::new().attention(&heads, request).unwrap();
+        let (context, scores) = Reference::new().attention(&heads, request).unwrap();
         (Some(context), scores)
     } else {
-        (None, Cpu::new().attention_scores(&heads, request).unwrap())
+        (None, Reference::new().attention_scores(&heads, request).unwrap())
     };
     let (out, class, received, lse) = turn.in_every_order(|| on_device::<T>(turn, case, &packed, values));
     let relative = case.relative_error();
@@ -387,7 +387,7 @@ fn with_a_bad_query<T: Value>(turn: &Turn, case: &Case, bad: f32) {
     let case = Case { sizes: 0, ..case.clone() };
     let heads =
         Heads { packed: &packed, heads: case.heads, head_dim: case.dim, scale: case.scale(), sizes: None };
-    let (expected, _) = Cpu::new().attention(&heads, ScoreRequest::default()).unwrap();
+    let (expected, _) = Reference::new().attention(&heads, ScoreRequest::default()).unwrap();
     let (out, class, received, _) = on_device::<T>(turn, &case, &packed, true);
     let tolerance = 2.0 * (case.relative_error() + T::EPSILON);
     for (token, (given, expected)) in
@@ -443,15 +443,15 @@ fn reduced<T: Value>(turn: &Turn, case: &Case, out_tokens: usize) -> Result<(), 
     let mut target = Strided::new(grouped.as_view_mut(), [case.batch, case.tokens, case.width()]);
     attention_grouped(&turn.device, &turn.stream, &call, &view, &device_plan, &mut target).unwrap();
     let grouped = tensor(&[case.batch, case.tokens, case.width()], turn.download(&grouped));
-    let pooled = Cpu::new().merge(&grouped, None, &plan, Pooling::Weighted, None).unwrap().tokens;
-    let expected = Cpu::new().attention_reduced(&heads, &values, &plan, Pooling::Weighted).unwrap();
+    let pooled = Reference::new().merge(&grouped, None, &plan, Pooling::Weighted, None).unwrap().tokens;
+    let expected = Reference::new().attention_reduced(&heads, &values, &plan, Pooling::Weighted).unwrap();
     for (given, expected) in pooled.data().iter().zip(expected.data()) {
         close("pooled by weight", *given, *expected, tolerance)?;
     }
     let mut folded: CudaSlice<T> = turn.upload(&vec![f32::NAN; shape.iter().product()]);
     let mut target = Strided::new(folded.as_view_mut(), shape);
     attention_folded(&turn.device, &turn.stream, &call, &view, &device_plan, &mut target).unwrap();
-    let expected = Cpu::new().attention_reduced(&heads, &values, &plan, Pooling::Max).unwrap();
+    let expected = Reference::new().attention_reduced(&heads, &values, &plan, Pooling::Max).unwrap();
     for (given, expected) in turn.download(&folded).iter().zip(expected.data()) {
         // Rows pooled by maximum may sum to more than one.
         close("pooled by maximum", *given, *expected, tolerance * (1.0 + case.tokens as f32 / 16.0))?;

@@ -5,11 +5,11 @@ use cudarc::driver::CudaSlice;
 use foveate::{
     Tensor, TokenPlan,
     backend::{Backend, Cluster, Inattentive},
-    cpu::{Cpu, cluster::decide},
     cuda::{
         DevicePlan, Strided,
         cluster::{Decoupling, cluster, workspace_bytes},
     },
+    reference::{Reference, cluster::decide},
 };
 use foveate_device_tests::{Layout, Turn, Value, groups_of, random, tensor};
 use half::{bf16, f16};
@@ -105,7 +105,7 @@ fn check<T: Value>(turn: &Turn, case: &Case) -> Result<(), TestCaseError> {
     let (got, groups) = turn.in_every_order(|| on_device::<T>(turn, case, &x, &scores));
     let x = tensor(&[case.batch, case.tokens, case.width], x);
     let scores = tensor(&[case.batch, case.heads, case.tokens], scores);
-    let want = Cpu::new().cluster(&case.cluster(&x, &scores)).unwrap();
+    let want = Reference::new().cluster(&case.cluster(&x, &scores)).unwrap();
     // Weights are quotients of means over heads and their sums in one order: the same bits.
     prop_assert_eq!(&got, &want);
     prop_assert_eq!(groups, groups_of(&want));
@@ -165,7 +165,7 @@ fn ties_go_to_the_lower_index() {
         let (x, scores) = (vec![0.25; 40 * 64], vec![0.5; 3 * 40]);
         let (got, _) = on_device::<f32>(&turn, &case, &x, &scores);
         let (x, scores) = (tensor(&[1, 40, 64], x), tensor(&[1, 3, 40], scores));
-        assert_eq!(got, Cpu::new().cluster(&case.cluster(&x, &scores)).unwrap());
+        assert_eq!(got, Reference::new().cluster(&case.cluster(&x, &scores)).unwrap());
     }
     turn.end();
 }
@@ -192,7 +192,7 @@ fn a_comparison_that_must_fail() {
     let (got, _) = on_device::<f32>(&turn, &case, &x, &scores);
     x[64..].reverse();
     let (x, scores) = (tensor(&[1, 60, 64], x), tensor(&[1, 3, 60], scores));
-    assert_ne!(got, Cpu::new().cluster(&case.cluster(&x, &scores)).unwrap(), "other tokens are seen");
+    assert_ne!(got, Reference::new().cluster(&case.cluster(&x, &scores)).unwrap(), "other tokens are seen");
     turn.end();
 }
 

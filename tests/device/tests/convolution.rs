@@ -5,12 +5,12 @@ use cudarc::driver::CudaSlice;
 use foveate::{
     Tensor,
     backend::{Convolution, Depthwise, GridBackend},
-    cpu::Cpu,
     cuda::{
         Strided,
         convolution::{convolution, depthwise},
     },
     model::Activation,
+    reference::Reference,
 };
 use foveate_device_tests::{Layout, Turn, Value, random, tensor};
 use half::{bf16, f16};
@@ -65,11 +65,11 @@ fn both<T: Value>(turn: &Turn, case: &Case) -> (Tensor, Vec<f32>) {
     let want = if case.outputs.is_some() {
         let layer = Convolution { weight: weight_view, bias: bias_view, stride, activation };
         convolution(device, stream, &source, case.grid, &layer, &mut target).unwrap();
-        Cpu::new().convolution(&x, case.grid, &Convolution { weight, bias, stride, activation })
+        Reference::new().convolution(&x, case.grid, &Convolution { weight, bias, stride, activation })
     } else {
         let layer = Depthwise { weight: weight_view, bias: bias_view, stride, before, activation };
         depthwise(device, stream, &source, case.grid, &layer, &mut target).unwrap();
-        Cpu::new().depthwise(&x, case.grid, &Depthwise { weight, bias, stride, before, activation })
+        Reference::new().depthwise(&x, case.grid, &Depthwise { weight, bias, stride, before, activation })
     };
     (want.unwrap(), to.gather(&turn.download(&out)))
 }

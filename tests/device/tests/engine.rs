@@ -9,10 +9,10 @@ use std::{
 use foveate::{
     Error, Images, Pixels, Reduction, Result, Tensor, TokenPlan,
     backend::Backend,
-    cpu::Cpu,
     cuda::{Cuda, DType, Engine, Forecast, LaunchRecord, Run, patch::PixelType},
     model::{Activation, Output, PoolParams, Readout, Vit, VitConfig, VitParams, arch},
     reduction::{Evidence, Host, Method, OwnWeights, Step},
+    reference::Reference,
 };
 use foveate_device_tests::{Turn, emulator};
 
@@ -636,14 +636,15 @@ fn operations_of_read_outs() {
                 let (a, b) = (tensor([batch, left], 1), tensor([batch, right], 2));
                 let up = |tensor: &Tensor| cuda.upload(tensor.clone()).unwrap();
                 let got = cuda.concat(&up(&a), &up(&b)).unwrap();
-                assert_eq!(cuda.download(&got).unwrap(), Cpu::new().concat(&a, &b).unwrap());
+                assert_eq!(cuda.download(&got).unwrap(), Reference::new().concat(&a, &b).unwrap());
                 let c = tensor([batch, left], 9);
                 let got = cuda.average(&up(&a), &up(&c)).unwrap();
-                assert_eq!(cuda.download(&got).unwrap(), Cpu::new().average(&a, &c).unwrap());
+                assert_eq!(cuda.download(&got).unwrap(), Reference::new().average(&a, &c).unwrap());
                 let exact = cuda.upload_f32(a.clone()).unwrap();
                 for sizes in [None, Some(())] {
                     let got = cuda.hidden_sizes(sizes.map(|()| &exact), [batch, left], right).unwrap();
-                    let want = Cpu::new().hidden_sizes(sizes.map(|()| &a), [batch, left], right).unwrap();
+                    let want =
+                        Reference::new().hidden_sizes(sizes.map(|()| &a), [batch, left], right).unwrap();
                     assert_eq!((got.dtype(), cuda.download(&got).unwrap()), (DType::F32, want));
                 }
                 if left != right {

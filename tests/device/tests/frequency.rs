@@ -5,12 +5,12 @@ use cudarc::driver::CudaSlice;
 use foveate::{
     Tensor,
     backend::{Frequency, GridBackend},
-    cpu::Cpu,
     cuda::{
         Element, Strided,
         frequency::{Filtering, FrequencyShape, Layout, frequency, workspace_bytes},
     },
     model::Activation,
+    reference::Reference,
 };
 use foveate_device_tests::{Turn, Value, random, tensor};
 use half::{bf16, f16};
@@ -136,7 +136,7 @@ fn on_device<T: Value>(turn: &Turn, case: &Case) -> Vec<f32> {
 
 fn reference<T: Value>(case: &Case) -> Tensor {
     let residual = case.residual.then(|| case.map::<T>(2));
-    Cpu::new().frequency(&case.map::<T>(1), case.grid, &case.filter::<T>(), residual.as_ref()).unwrap()
+    Reference::new().frequency(&case.map::<T>(1), case.grid, &case.filter::<T>(), residual.as_ref()).unwrap()
 }
 
 /// The largest error over the largest value: 1e-5 in f32, the rounding of the result in the others.

@@ -5,11 +5,11 @@ use cudarc::driver::CudaSlice;
 use foveate::{
     Tensor,
     backend::{GridBackend, Norm, NormOver},
-    cpu::Cpu,
     cuda::{
         Strided,
         grid_norm::{grid_norm, moments_length},
     },
+    reference::Reference,
 };
 use foveate_device_tests::{Layout, Turn, Value, norm_tolerance, random, tensor};
 use half::{bf16, f16};
@@ -53,7 +53,8 @@ fn check<T: Value>(turn: &Turn, case: &Case) -> Result<(), TestCaseError> {
     };
     let values = random::<T>(count, case.seed, case.spread).into_iter();
     let values: Vec<f32> = values.map(|value| T::of(value + case.shift).wide()).collect();
-    let want = Cpu::new().grid_norm(&tensor(&case.layout.shape, values.clone()), case.over, &norm).unwrap();
+    let want =
+        Reference::new().grid_norm(&tensor(&case.layout.shape, values.clone()), case.over, &norm).unwrap();
     let got = turn.in_every_order(|| on_device::<T>(turn, case, &values, &norm));
     let span = if case.over == NormOver::Image { tokens * width } else { width };
     for (at, (&got, &want)) in got.iter().zip(want.data()).enumerate() {
@@ -126,7 +127,7 @@ fn a_comparison_that_must_fail() {
     let got = on_device::<f32>(&turn, &case, &values, &norm);
     let x = tensor(&[2, 4, 8], values);
     let far = |over| {
-        let want = Cpu::new().grid_norm(&x, over, &norm).unwrap();
+        let want = Reference::new().grid_norm(&x, over, &norm).unwrap();
         got.iter().zip(want.data()).any(|(a, b)| (a - b).abs() > 1e-4)
     };
     assert!(!far(NormOver::Image) && far(NormOver::Position) && far(NormOver::Nothing));

@@ -5,8 +5,8 @@ use cudarc::driver::CudaSlice;
 use foveate::{
     Tensor,
     backend::{Backend, Norm},
-    cpu::Cpu,
     cuda::{Strided, head_norm::head_norm},
+    reference::Reference,
 };
 use foveate_device_tests::{Layout, Turn, Value, bits, norm_tolerance, random, tensor};
 use half::{bf16, f16};
@@ -80,7 +80,7 @@ fn check<T: Value>(turn: &Turn, case: &Case) -> Result<(), TestCaseError> {
     let shape = case.layout().shape;
     let x = random::<T>(shape.iter().product(), case.seed, case.spread);
     let norm = norm_of::<T>(case);
-    let want = Cpu::new().head_norm(tensor(&shape, x.clone()), case.part, case.heads, &norm).unwrap();
+    let want = Reference::new().head_norm(tensor(&shape, x.clone()), case.part, case.heads, &norm).unwrap();
     let got = turn.in_every_order(|| on_device::<T>(turn, case, &x, &norm));
     let (width, part_width) = (shape[2], case.heads * case.head_dim);
     for (at, (&got, &want)) in got.iter().zip(want.data()).enumerate() {
@@ -172,7 +172,7 @@ fn a_comparison_that_must_fail() {
     let x = random::<f32>(case.layout().shape.iter().product(), 1, 1.0);
     let got = on_device::<f32>(&turn, &case, &x, &norm);
     // Queries instead of keys.
-    let wrong = Cpu::new().head_norm(tensor(&case.layout().shape, x), 0, case.heads, &norm).unwrap();
+    let wrong = Reference::new().head_norm(tensor(&case.layout().shape, x), 0, case.heads, &norm).unwrap();
     assert!(got.iter().zip(wrong.data()).any(|(a, b)| (a - b).abs() > 0.1));
     turn.end();
 }

@@ -7,12 +7,12 @@ use cudarc::driver::CudaSlice;
 use foveate::{
     Tensor,
     backend::{Backend, Epilogue, Linear, LinearRows},
-    cpu::Cpu,
     cuda::{
         Blas, Strided,
         linear::{Affine, Fused, linear},
     },
     model::Activation,
+    reference::Reference,
 };
 use foveate_device_tests::{Layout, Turn, UNTOUCHED, Value, random, tensor};
 use half::{bf16, f16};
@@ -157,7 +157,7 @@ fn reference(case: &Case, values: &Values) -> (Vec<f32>, Vec<f32>) {
         Fused::Add => Epilogue::AddTo(tensor(&[batch, tokens, width], values.before.clone())),
     };
     let rows = LinearRows { layer: &layer, rows: case.range.clone() };
-    let want = Cpu::new().linear(&x, rows, epilogue).unwrap();
+    let want = Reference::new().linear(&x, rows, epilogue).unwrap();
     let first = case.range.as_ref().map_or(0, |range| range.start);
     let magnitudes = (0..batch * tokens * width).map(|at| {
         let (row, output) = (at / width, first + at % width);

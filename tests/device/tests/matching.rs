@@ -14,7 +14,7 @@ use foveate::cuda::{
     DevicePlan, Strided,
     matching::{Attraction, MOST_TOKENS, Matching, MatchingWorkspace, Metric, Weighting, match_tokens},
 };
-use foveate::{backend::Backend, cpu::Cpu};
+use foveate::{backend::Backend, reference::Reference};
 use foveate_device_tests::{Turn, Value, random};
 use half::{bf16, f16};
 use matching_parts::{Case, Oddities, check::judge, golden, planned};
@@ -152,7 +152,7 @@ fn deit_s_is_decided_and_exact() {
 #[test]
 fn exact_ties_go_to_the_lower_index() {
     let Some(turn) = Turn::new() else { return };
-    let cpu = Cpu::new();
+    let reference = Reference::new();
     for (tokens, width, merges) in [(33, 4, 16), (65, 16, 20), (197, 64, 13), (577, 16, 200)] {
         for (special, both_ways, attraction) in [
             (1, false, None),
@@ -174,7 +174,7 @@ fn exact_ties_go_to_the_lower_index() {
             let mut data = case.data::<f16>();
             data.metric.data_mut().iter_mut().for_each(|x| *x = 1.0_f32.copysign(*x));
             let got = turn.in_every_order(|| planned(&case.on_device::<f16>(&turn, &data)));
-            let want = case.with_reference(&data, |matching| planned(&cpu.matching(matching).unwrap()));
+            let want = case.with_reference(&data, |matching| planned(&reference.matching(matching).unwrap()));
             assert_eq!(got, want, "{case:?}");
         }
     }

@@ -5,13 +5,13 @@ use cudarc::driver::CudaSlice;
 use foveate::{
     TokenPlan,
     backend::{Backend, Norm, Pooling},
-    cpu::Cpu,
     cuda::{
         DevicePlan, Strided,
         merge::{Merge, Merged, merge, unmerge},
         norm::layer_norm,
         plan::compose,
     },
+    reference::Reference,
 };
 use foveate_device_tests::{
     Layout, Turn, Value, arrays, bits, groups_of, norm_tolerance, random, random_plan, rounded, tensor,
@@ -124,9 +124,9 @@ fn check<T: Value>(turn: &Turn, case: &Case) -> std::result::Result<(), TestCase
         bias: case.bias.then(|| tensor(&[case.width], bias)),
         eps: 1e-6,
     };
-    let cpu = Cpu::new();
+    let reference = Reference::new();
     let x = tensor(&[case.batch, case.tokens, case.width], x);
-    let want = cpu.merge(&x, case.sizes.then_some(&sizes), &plan, case.pooling, None).unwrap();
+    let want = reference.merge(&x, case.sizes.then_some(&sizes), &plan, case.pooling, None).unwrap();
     // The reference sums in f32; storage rounds once.
     let stored = rounded::<T>(want.tokens.data());
     let ((tokens, sizes, normed, separate), values) = turn.in_every_order(|| {
@@ -137,7 +137,7 @@ fn check<T: Value>(turn: &Turn, case: &Case) -> std::result::Result<(), TestCase
     prop_assert_eq!(sizes, bits(want.sizes.data()), "sizes");
     if let Some(normed) = normed {
         prop_assert_eq!(&normed, &separate, "the LayerNorm kernel's bits");
-        let want = cpu.layer_norm(&tensor(want.tokens.shape(), stored.clone()), &norm).unwrap();
+        let want = reference.layer_norm(&tensor(want.tokens.shape(), stored.clone()), &norm).unwrap();
         for (at, (&got, &want)) in values.iter().zip(want.data()).enumerate() {
             let (got, row) = (f32::from_bits(got), &stored[at / case.width * case.width..][..case.width]);
             let close = (got - want).abs() <= norm_tolerance::<T>(row, norm.eps, want);
@@ -161,7 +161,7 @@ fn check_unmerge<T: Value>(turn: &Turn, case: &Case) -> std::result::Result<(), 
         unmerge(&turn.device, &turn.stream, &source.over(x.as_view()), &plan, &mut view).unwrap();
         target.gather(&turn.download(&out))
     });
-    let want = Cpu::new().unmerge(&tensor(&source.shape, values), &plan).unwrap();
+    let want = Reference::new().unmerge(&tensor(&source.shape, values), &plan).unwrap();
     prop_assert_eq!(got, want.data());
     Ok(())
 }

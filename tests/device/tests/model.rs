@@ -6,10 +6,10 @@ use std::path::Path;
 use foveate::{
     Images, Pixels, Reduction, Result, Tensor, TokenPlan,
     backend::{Backend, Heads, Merged, Scores, Select},
-    cpu::Cpu,
     cuda::{Cuda, CudaPlan, CudaTensor, DType},
     model::{Activation, Observer, Readout, Reducers, Vit, VitConfig, VitParams, arch},
     reduction::{Evidence, Host, Method, Removal, Step},
+    reference::Reference,
     weights::{Checkpoint, Overrides, load_vit},
 };
 use foveate_device_tests::{Turn, rounded};
@@ -148,14 +148,15 @@ impl Judge<'_> {
 impl Judge<'_> {
     /// Scores that are rounded on their way may put tokens in another order: they are held to the reference's, and the order
     /// to them.
-    fn judge_scores(&self, evidence: &Evidence<'_, Cuda>, known: &Evidence<'_, Cpu>) -> TokenPlan {
+    fn judge_scores(&self, evidence: &Evidence<'_, Cuda>, known: &Evidence<'_, Reference>) -> TokenPlan {
         let (at, special) = (self.steps - 1, evidence.special);
         let got = self.cuda.keep_scores(evidence.tokens, &evidence.weights.predictors[at], special).unwrap();
         let got = self.cuda.download(&got).unwrap();
-        let want = Cpu::new().keep_scores(known.tokens, &known.weights.predictors[at], special).unwrap();
+        let want =
+            Reference::new().keep_scores(known.tokens, &known.weights.predictors[at], special).unwrap();
         assert_close("scores", &got, &want, tolerance(self.cuda.dtype()));
         let keep = evidence.step.tokens - special;
-        Cpu::new().select(&Select { class_scores: &got, special, keep, fuse: false }).unwrap()
+        Reference::new().select(&Select { class_scores: &got, special, keep, fuse: false }).unwrap()
     }
 }
 
@@ -169,7 +170,7 @@ impl Observer<Cuda> for Judge<'_> {
             class: self.down(evidence.scores.class.as_ref()),
             received: self.down(evidence.scores.received.as_ref()),
         };
-        let known = Evidence::<Cpu> {
+        let known = Evidence::<Reference> {
             layer: evidence.layer,
             depth: evidence.depth,
             step: evidence.step,
@@ -189,7 +190,7 @@ impl Observer<Cuda> for Judge<'_> {
         };
         let want = match self.method {
             Reduction::DynamicVit(_) => self.judge_scores(evidence, &known),
-            method => method.plan(&Cpu::new(), &known).unwrap(),
+            method => method.plan(&Reference::new(), &known).unwrap(),
         };
         let got = self.cuda.download_plan(plan).unwrap();
         let who = |plan: &TokenPlan| (plan.offsets().to_vec(), plan.members().to_vec());
@@ -248,7 +249,7 @@ fn check(cuda: &Cuda, config: &VitConfig, params: &VitParams<Tensor>, batch: usi
     assert_eq!(judge.steps, plans.len());
     assert_eq!(plans.is_empty(), method == Reduction::None, "{spec} reduces");
 
-    let host = Vit::new(Cpu::new(), config.clone(), params).unwrap();
+    let host = Vit::new(Reference::new(), config.clone(), params).unwrap();
     let want = host.forward(&images, &Replay { method: &method, plans: &plans }).unwrap();
     assert_eq!(got.token_counts, want.token_counts);
     let what =
@@ -266,7 +267,7 @@ fn check(cuda: &Cuda, config: &VitConfig, params: &VitParams<Tensor>, batch: usi
         for ((layer, got), (_, want)) in plans.iter().zip(&own.plans) {
             assert_eq!(who(got), who(want), "{spec} in block {layer}");
         }
-        assert_eq!(got.source_map(cuda).unwrap(), own.source_map(&Cpu::new()).unwrap());
+        assert_eq!(got.source_map(cuda).unwrap(), own.source_map(&Reference::new()).unwrap());
     }
     let again = device.forward(&images, &method).unwrap();
     assert_eq!(cuda.download(again.logits.as_ref().unwrap()).unwrap(), logits, "twice the same bits");

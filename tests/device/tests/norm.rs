@@ -5,11 +5,11 @@ use cudarc::driver::CudaSlice;
 use foveate::{
     Tensor,
     backend::{Backend, Norm},
-    cpu::Cpu,
     cuda::{
         Strided,
         norm::{add_layer_norm, layer_norm},
     },
+    reference::Reference,
 };
 use foveate_device_tests::{Layout, Turn, Value, norm_tolerance, random, rounded, tensor};
 use half::{bf16, f16};
@@ -79,7 +79,7 @@ fn check<T: Value>(turn: &Turn, case: &Case) -> Result<(), TestCaseError> {
         sum.iter_mut().zip(residual).for_each(|(x, r)| *x += r);
         sum = rounded::<T>(&sum);
     }
-    let want = Cpu::new().layer_norm(&tensor(&case.layout.shape, sum.clone()), &norm).unwrap();
+    let want = Reference::new().layer_norm(&tensor(&case.layout.shape, sum.clone()), &norm).unwrap();
     let (got_sum, got) = turn.in_every_order(|| on_device::<T>(turn, case, &norm));
     prop_assert_eq!(&got_sum, &sum, "the residual stream");
     for (at, (&got, &want)) in got.iter().zip(want.data()).enumerate() {
@@ -132,7 +132,7 @@ fn a_comparison_that_must_fail() {
     let norm = Norm { weight: tensor(&[64], vec![1.0; 64]), bias: None, eps: 1e-6 };
     let (x, got) = on_device::<f32>(&turn, &case, &norm);
     let swapped = [&x[64..], &x[..64]].concat();
-    let wrong = Cpu::new().layer_norm(&tensor(&[1, 2, 64], swapped), &norm).unwrap();
+    let wrong = Reference::new().layer_norm(&tensor(&[1, 2, 64], swapped), &norm).unwrap();
     let close =
         |(&got, &want): (&f32, &f32)| (got - want).abs() <= norm_tolerance::<f32>(&x[..64], 1e-6, want);
     assert!(!got.iter().zip(wrong.data()).all(close), "rows in the wrong order are seen");

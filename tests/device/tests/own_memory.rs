@@ -10,7 +10,6 @@ use cudarc::driver::{
 use foveate::{
     TokenPlan,
     backend::{Attraction, Backend, Heads, Matching, Metric, Norm, Pooling, ScoreRequest, Weighting},
-    cpu::Cpu,
     cuda::{
         DType, Device, DevicePlan, DevicePointer, PlanPointers, Strided,
         attention::{AttentionPointers, ScorePointers, Split, attention_raw, needs_log_sum_exp},
@@ -21,6 +20,7 @@ use foveate::{
         merge::{Merge, MergePointers, Merged, merge, merge_raw, unmerge_raw},
         select::{Selection, select, select_raw},
     },
+    reference::Reference,
 };
 use foveate_device_tests::{Turn, random, tensor};
 
@@ -170,10 +170,11 @@ fn a_tome_block_in_an_engines_own_arena_and_graph() {
     }
     stream.synchronize().unwrap();
 
-    let cpu = Cpu::new();
+    let reference = Reference::new();
     let packed = tensor(&[BATCH, TOKENS, 3 * WIDTH], qkv);
     let heads = Heads { packed: &packed, heads: HEADS, head_dim: HEAD_DIM, scale, sizes: None };
-    let (expected, scores) = cpu.attention(&heads, ScoreRequest { class: true, received: false }).unwrap();
+    let (expected, scores) =
+        reference.attention(&heads, ScoreRequest { class: true, received: false }).unwrap();
     let near = 64.0 * f32::EPSILON;
     let close = |what: &str, at: DevicePointer, expected: &[f32]| {
         for (found, expected) in arena.floats(&stream, at, expected.len()).iter().zip(expected) {
@@ -193,7 +194,7 @@ fn a_tome_block_in_an_engines_own_arena_and_graph() {
         merges: MERGES,
         both_ways: false,
     };
-    let expected = cpu.matching(&matching).unwrap();
+    let expected = reference.matching(&matching).unwrap();
     let found = TokenPlan::new(
         BATCH,
         TOKENS,
@@ -205,13 +206,13 @@ fn a_tome_block_in_an_engines_own_arena_and_graph() {
     assert_eq!(found.unwrap(), expected);
     let norm = Norm { weight: tensor(&[WIDTH], weight), bias: None, eps: 1e-6 };
     let merged =
-        cpu.merge(&tensor(&[BATCH, TOKENS, WIDTH], x), None, &expected, Pooling::Weighted, Some(&norm));
+        reference.merge(&tensor(&[BATCH, TOKENS, WIDTH], x), None, &expected, Pooling::Weighted, Some(&norm));
     let merged = merged.unwrap();
     close("merged tokens", tokens_at, merged.tokens.data());
     close("sizes", sizes_at, merged.sizes.data());
     let normed = merged.normed.unwrap();
     close("normed", normed_at, normed.data());
-    close("un-merged", back_at, cpu.unmerge(&normed, &expected).unwrap().data());
+    close("un-merged", back_at, reference.unmerge(&normed, &expected).unwrap().data());
 
     drop(graph);
     turn.end();

@@ -5,11 +5,11 @@ use cudarc::driver::{CudaSlice, CudaView};
 use foveate::{
     Images, Pixels,
     backend::Backend,
-    cpu::Cpu,
     cuda::{
         Strided,
         patch::{DeviceImages, Pixel, embed, embed_in_place, patches},
     },
+    reference::Reference,
 };
 use foveate_device_tests::{Layout, Turn, Value, bits, random, rounded, tensor};
 use half::{bf16, f16};
@@ -139,7 +139,7 @@ fn check<P: Source, T: Value>(turn: &Turn, case: &Case) -> Result<(), TestCaseEr
     let values: Vec<P> = (0..shape.iter().product()).map(|_| P::draw(&mut rng)).collect();
     let (mean, std) = statistics(shape[1]);
     let images = Images::new(shape, P::pixels(values.clone())).unwrap();
-    let want = Cpu::new().patches(&images, case.patch(), &mean, &std).unwrap();
+    let want = Reference::new().patches(&images, case.patch(), &mean, &std).unwrap();
     let memory = turn.stream.clone_htod(&case.spread(&values)).unwrap();
     let layout = case.layout();
     let got = turn.in_every_order(|| {
@@ -300,7 +300,7 @@ fn check_embed<T: Value>(
     let position = position.then(|| random::<T>(count * width, seed ^ 2, 1.0));
     let on_host = |values: &Option<Vec<f32>>, rows| values.clone().map(|v| tensor(&[rows, width], v));
     let (host_prefix, host_position) = (on_host(&prefix, special), on_host(&position, count));
-    let want = Cpu::new()
+    let want = Reference::new()
         .embed(&tensor(&[batch, count, width], x.clone()), host_prefix.as_ref(), host_position.as_ref())
         .unwrap();
     let from = Layout { shape: [batch, count, width], ..layout };

@@ -5,12 +5,12 @@ use cudarc::driver::CudaSlice;
 use foveate::{
     Tensor,
     backend::{Backend, Epilogue, Linear, Norm, Predictor},
-    cpu::Cpu,
     cuda::{
         Strided,
         predictor::{Scratch, ScratchExtents, keep_scores},
     },
     model::Activation,
+    reference::Reference,
 };
 use foveate_device_tests::{Layout, Turn, Value, random, rounded, tensor};
 use half::{bf16, f16};
@@ -110,15 +110,15 @@ fn on_device<T: Value>(turn: &Turn, case: &Case, x: &[f32], predictor: &Predicto
 
 /// What rounding to the storage type where the kernels round does to the scores.
 fn emulated<T: Value>(case: &Case, x: &[f32], predictor: &Predictor<Tensor>) -> Vec<f32> {
-    let cpu = Cpu::new();
+    let reference = Reference::new();
     let (c, half) = (case.width, case.width / 2);
     let store = |x: &Tensor| tensor(x.shape(), rounded::<T>(x.data()));
     let gelu = || Epilogue::Activation(Activation::Gelu);
     let mut scores = Vec::new();
     for rows in x.chunks((case.special + case.tokens) * c) {
         let patches = tensor(&[1, case.tokens, c], rows[case.special * c..].to_vec());
-        let normed = store(&cpu.layer_norm(&patches, &predictor.norm).unwrap());
-        let mut h = cpu.linear(&normed, predictor.hidden.all(), gelu()).unwrap();
+        let normed = store(&reference.layer_norm(&patches, &predictor.norm).unwrap());
+        let mut h = reference.linear(&normed, predictor.hidden.all(), gelu()).unwrap();
         let mut mean = vec![0.0_f32; c - half];
         for row in h.data().chunks(c) {
             mean.iter_mut().zip(&row[half..]).for_each(|(m, h)| *m += h / case.tokens as f32);
@@ -126,9 +126,9 @@ fn emulated<T: Value>(case: &Case, x: &[f32], predictor: &Predictor<Tensor>) -> 
         for row in h.data_mut().chunks_mut(c) {
             row[half..].copy_from_slice(&mean);
         }
-        let a = store(&cpu.linear(&store(&h), predictor.first.all(), gelu()).unwrap());
-        let z = cpu.linear(&a, predictor.second.all(), gelu()).unwrap();
-        let u = cpu.linear(&z, predictor.last.all(), Epilogue::None).unwrap();
+        let a = store(&reference.linear(&store(&h), predictor.first.all(), gelu()).unwrap());
+        let z = reference.linear(&a, predictor.second.all(), gelu()).unwrap();
+        let u = reference.linear(&z, predictor.last.all(), Epilogue::None).unwrap();
         scores.extend(std::iter::repeat_n(0.0, case.special));
         scores.extend(u.data().chunks(2).map(|u| {
             let behind = u[1] - u[0];
@@ -149,7 +149,7 @@ fn worst(a: &[f32], b: &[f32]) -> f32 {
 fn check<T: Value>(turn: &Turn, case: &Case) -> Result<(), TestCaseError> {
     let (x, predictor) = (case.x::<T>(), case.predictor::<T>());
     let shape = case.layout().shape;
-    let want = Cpu::new().keep_scores(&tensor(&shape, x.clone()), &predictor, case.special).unwrap();
+    let want = Reference::new().keep_scores(&tensor(&shape, x.clone()), &predictor, case.special).unwrap();
     let got = turn.in_every_order(|| on_device::<T>(turn, case, &x, &predictor));
     let (want, emulated) = (want.data(), emulated::<T>(case, &x, &predictor));
     // The error of rounding alone, twice; few tokens show less of it than they could, so one rounding of a score at least.

@@ -4,12 +4,12 @@
 use cudarc::driver::CudaSlice;
 use foveate::{
     backend::{Backend, Linear},
-    cpu::Cpu,
     cuda::{
         Strided,
         score::token_scores,
         windows::{Windows, add_windows, pool_windows},
     },
+    reference::Reference,
 };
 use foveate_device_tests::{Layout, Turn, Value, random, tensor};
 use half::{bf16, f16};
@@ -61,7 +61,7 @@ fn check_scores<T: Value>(turn: &Turn, case: &Case) -> Result<(), TestCaseError>
     });
     let selector = Linear { weight: tensor(&[1, width], weight), bias: bias.map(|bias| tensor(&[1], bias)) };
     let noise = noise.map(|noise| tensor(&[batch, tokens], noise));
-    let want = Cpu::new().token_scores(&tensor(&shape, x), &selector, noise.as_ref()).unwrap();
+    let want = Reference::new().token_scores(&tensor(&shape, x), &selector, noise.as_ref()).unwrap();
     // A sum of C products of at most 2 in f32, a bias and a noise of at most 3.
     let limit = 4.0 * f32::EPSILON * (2.0 * (width as f32).sqrt() + 4.0);
     for (got, want) in got.iter().zip(want.data()) {
@@ -89,13 +89,13 @@ fn check_windows<T: Value>(turn: &Turn, batch: usize, grid: Grid, seed: u64) -> 
         add_windows(device, stream, &mut memory.as_view_mut(), windows, &coarse.as_view()).unwrap();
         (turn.download(&pooled), turn.download(&memory))
     });
-    let (cpu, x) = (Cpu::new(), tensor(&shape, x));
-    let want = cpu.pool_windows(&x, special, [rows, columns], scale).unwrap();
+    let (reference, x) = (Reference::new(), tensor(&shape, x));
+    let want = reference.pool_windows(&x, special, [rows, columns], scale).unwrap();
     // The same sums in the same order, rounded once.
     let rounded: Vec<f32> = want.data().iter().map(|&v| T::of(v).wide()).collect();
     prop_assert_eq!(pooled, rounded);
     let coarse = tensor(&[batch, cells, width], coarse);
-    let want = cpu.add_windows(x, &coarse, special, [rows, columns], scale).unwrap();
+    let want = reference.add_windows(x, &coarse, special, [rows, columns], scale).unwrap();
     let rounded: Vec<f32> = want.data().iter().map(|&v| T::of(v).wide()).collect();
     prop_assert_eq!(added, rounded);
     Ok(())

@@ -7,12 +7,12 @@ use cudarc::driver::{
 };
 use foveate::{
     backend::{Backend, KeepInPlace, Pooling, Select},
-    cpu::Cpu,
     cuda::{
         DevicePlan, Strided,
         merge::{Merge, Merged, merge},
         select::{InPlace, Selection, keep_in_place, select},
     },
+    reference::Reference,
 };
 use foveate_device_tests::{Turn, Value, arrays, groups_of, random, tensor};
 use half::{bf16, f16};
@@ -73,7 +73,7 @@ fn on_device<T: Value>(turn: &Turn, case: &Case, scores: &[f32]) -> Planned {
 fn reference(case: &Case, scores: Vec<f32>) -> Planned {
     let class_scores = tensor(&[case.batch, case.heads, case.tokens], scores);
     let Selection { special, keep, fuse } = case.selection;
-    let plan = Cpu::new().select(&Select { class_scores: &class_scores, special, keep, fuse }).unwrap();
+    let plan = Reference::new().select(&Select { class_scores: &class_scores, special, keep, fuse }).unwrap();
     (arrays(&plan), groups_of(&plan))
 }
 
@@ -131,7 +131,8 @@ fn in_place<T: Value>(turn: &Turn, case: &Case, masked: bool) -> Result<(), Test
         (arrays(&plan.download(&turn.stream).unwrap()), plan.download_groups(&turn.stream).unwrap())
     });
     let scores = tensor(&[batch, heads, tokens], scores);
-    let want = Cpu::new().keep_in_place(&KeepInPlace { scores: &scores, special, keep, masked }).unwrap();
+    let want =
+        Reference::new().keep_in_place(&KeepInPlace { scores: &scores, special, keep, masked }).unwrap();
     prop_assert_eq!(got, (arrays(&want), groups_of(&want)));
     Ok(())
 }
@@ -226,12 +227,13 @@ fn a_captured_graph_replays() {
         stream.memcpy_htod(&chosen, &mut scores).unwrap();
         graph.launch().unwrap();
         let class_scores = tensor(&[batch, heads, tokens], chosen);
-        let cpu = Cpu::new();
-        let want =
-            cpu.select(&Select { class_scores: &class_scores, special: 1, keep: 30, fuse: true }).unwrap();
+        let reference = Reference::new();
+        let want = reference
+            .select(&Select { class_scores: &class_scores, special: 1, keep: 30, fuse: true })
+            .unwrap();
         assert_eq!(arrays(&plan.download(stream).unwrap()), arrays(&want));
         let x = tensor(&[batch, tokens, width], values.clone());
-        let want = cpu.merge(&x, None, &want, Pooling::Weighted, None).unwrap();
+        let want = reference.merge(&x, None, &want, Pooling::Weighted, None).unwrap();
         assert_eq!(turn.download(&merged), want.tokens.data());
         assert_eq!(turn.download(&sizes), want.sizes.data());
     }

@@ -4,11 +4,11 @@
 use cudarc::driver::CudaSlice;
 use foveate::{
     backend::Backend,
-    cpu::Cpu,
     cuda::{
         Strided,
         tokens::{mean_tokens, tokens},
     },
+    reference::Reference,
 };
 use foveate_device_tests::{Layout, Turn, Value, bits, random, tensor};
 use half::{bf16, f16};
@@ -25,7 +25,7 @@ fn check_tokens<T: Value>(turn: &Turn, layout: Layout, range: &std::ops::Range<u
     let mut x = random::<T>(layout.shape.iter().product(), seed, 3.0);
     x[0] = f32::NAN;
     x[width - 1] = f32::NEG_INFINITY;
-    let want = Cpu::new().tokens(&tensor(&layout.shape, x.clone()), range.clone()).unwrap();
+    let want = Reference::new().tokens(&tensor(&layout.shape, x.clone()), range.clone()).unwrap();
     let memory: CudaSlice<T> = turn.upload(&layout.spread(&x));
     let to = Layout { shape: [batch, range.len(), width], ..layout };
     let got = turn.in_every_order(|| {
@@ -53,7 +53,8 @@ fn check_mean<T: Value>(
         random::<f32>(batch * n, seed ^ 1, 2.0).into_iter().map(|s| s.abs().ceil() + 1.0).collect::<Vec<_>>()
     });
     let host_sizes = sizes.clone().map(|sizes| tensor(&[batch, n], sizes));
-    let want = Cpu::new().mean_tokens(&tensor(&layout.shape, x.clone()), host_sizes.as_ref(), first).unwrap();
+    let want =
+        Reference::new().mean_tokens(&tensor(&layout.shape, x.clone()), host_sizes.as_ref(), first).unwrap();
     let memory: CudaSlice<T> = turn.upload(&layout.spread(&x));
     let device_sizes: Option<CudaSlice<f32>> = sizes.as_ref().map(|sizes| turn.upload(sizes));
     let device_sizes = device_sizes.as_ref().map(CudaSlice::as_view);
@@ -160,7 +161,7 @@ fn a_comparison_that_must_fail() {
     let got = mean_of(&turn, &x, [1, n, width], Some(&sizes));
     let host = tensor(&[1, n, width], x);
     let mean = |sizes: [f32; 4]| {
-        Cpu::new().mean_tokens(&host, Some(&tensor(&[1, 4], sizes.to_vec())), 1).unwrap().into_data()
+        Reference::new().mean_tokens(&host, Some(&tensor(&[1, 4], sizes.to_vec())), 1).unwrap().into_data()
     };
     let close = |want: Vec<f32>| got.iter().zip(want).all(|(got, want)| (got - want).abs() <= 1e-5);
     assert!(close(mean(sizes)));

@@ -10,7 +10,7 @@
 use foveate::{
     Tensor, TokenPlan,
     backend::{self, Attraction},
-    cpu::matching::{Matches, attractions, match_scores, metric_rows},
+    reference::matching::{Matches, attractions, match_scores, metric_rows},
 };
 
 use super::{Case, Data, planned, weights_of};
@@ -278,7 +278,8 @@ pub(crate) fn judge(case: &Case, data: &Data, plan: &TokenPlan) -> bool {
             }
         }
         if all_decided {
-            let reference = backend::Backend::matching(&foveate::cpu::Cpu::new(), matching).unwrap();
+            let reference =
+                backend::Backend::matching(&foveate::reference::Reference::new(), matching).unwrap();
             assert_eq!(planned(plan), planned(&reference));
         }
         let sizes =

@@ -4,7 +4,7 @@
 //! comes from a GEMM library and from threads over images, heads and rows. Reductions run in a fixed order: results
 //! are the same bits for any number of threads.
 //!
-//! [`Cpu`] has them as a [`Backend`] of owned tensors. Those that token reduction is made of are also functions over any
+//! [`Reference`] has them as a [`Backend`] of owned tensors. Those that token reduction is made of are also functions over any
 //! [`HostTensor`], so that an engine can hand in memory of its own: they run on the threads of the rayon pool they are called
 //! in.
 
@@ -40,11 +40,11 @@ use crate::{
 
 /// The reference backend and its threads.
 #[derive(Clone, Debug, Default)]
-pub struct Cpu {
+pub struct Reference {
     pool: Option<Arc<rayon::ThreadPool>>,
 }
 
-impl Cpu {
+impl Reference {
     /// A backend that runs on rayon's global threads, one per core unless the program set them up otherwise.
     pub fn new() -> Self {
         Self::default()
@@ -56,12 +56,12 @@ impl Cpu {
     /// When `threads` is 0 or the operating system refuses to start them.
     pub fn with_threads(threads: usize) -> Result<Self> {
         if threads == 0 {
-            return Err(Error::argument("cpu", "0 threads compute nothing; ask for at least 1"));
+            return Err(Error::argument("threads", "0 threads compute nothing; ask for at least 1"));
         }
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .build()
-            .map_err(|e| Error::argument("cpu", format!("cannot start {threads} threads: {e}")))?;
+            .map_err(|e| Error::argument("threads", format!("cannot start {threads} threads: {e}")))?;
         Ok(Self { pool: Some(Arc::new(pool)) })
     }
 
@@ -78,7 +78,7 @@ impl Cpu {
     }
 }
 
-impl Backend for Cpu {
+impl Backend for Reference {
     type Tensor = Tensor;
     type Plan = TokenPlan;
 
@@ -224,7 +224,7 @@ impl Backend for Cpu {
     }
 }
 
-impl GridBackend for Cpu {
+impl GridBackend for Reference {
     fn convolution(&self, x: &Tensor, grid: [usize; 2], layer: &Convolution<Tensor>) -> Result<Tensor> {
         self.run(|| convolution::convolution(x, grid, layer))
     }
