@@ -198,7 +198,7 @@ impl Vit {
 /// The model twice, in candle and in foveate, and images for both.
 struct Setting {
     candle: Vit,
-    foveate: FoveateVit<Cpu>,
+    foveate: FoveateVit<Reference>,
     tensor: Tensor,
     images: Images,
 }
