@@ -36,6 +36,7 @@
 //! - `cuda` (feature `cuda`) launches the CUDA kernels on the caller's streams and memory.
 //! - [`model`] has the forward passes, written once over a backend and a method.
 //! - [`weights`] reads safetensors files; [`image`] reads pictures exactly as the models' training code does.
+//! - [`connectivity`] drops and grows the weights, neurons and heads of sparse networks in training.
 //! - [`macs`] counts multiply-adds by the rules of the papers.
 //!
 //! # Rules that hold everywhere
@@ -43,6 +44,7 @@
 //! threads. Special tokens (class, distillation, registers) come first and are never reduced.
 
 pub mod backend;
+pub mod connectivity;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod error;

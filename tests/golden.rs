@@ -3,6 +3,8 @@
 //!
 //! The same files run on the CUDA kernels in tests/device/tests/golden.rs.
 
+#[path = "golden_kinds/connectivity.rs"]
+mod connectivity;
 mod golden_kinds;
 #[path = "golden_kinds/preprocess.rs"]
 mod preprocess;
@@ -23,7 +25,14 @@ const ELSEWHERE: &[&str] = &[];
 
 /// Kinds that only this test target runs.
 fn more(kind: &str, file: &File, check: &mut Check) -> Option<()> {
-    (kind == "preprocess").then(|| preprocess::run(file, check))
+    match kind {
+        "preprocess" => preprocess::run(file, check),
+        "erk_density" => connectivity::densities(file, check),
+        "svite_dropgrow" => connectivity::drop_and_grow(file, check),
+        "svite_structured" => connectivity::structured(file, check),
+        _ => return None,
+    }
+    Some(())
 }
 
 fn main() -> ExitCode {

@@ -11,6 +11,7 @@
 mod arithmetic;
 pub mod attention;
 pub mod cluster;
+pub mod connectivity;
 mod convolution;
 pub mod frequency;
 mod gemm;

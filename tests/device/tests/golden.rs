@@ -19,8 +19,16 @@ mod on_device {
     pub(crate) type Golden = Mirror;
 
     /// Kinds that never come near a backend: tests/golden.rs runs them.
-    pub(crate) const ELSEWHERE: &[&str] =
-        &["preprocess", "tome_schedules", "mctf_schedules", "reduction_counts", "vit_weights"];
+    pub(crate) const ELSEWHERE: &[&str] = &[
+        "preprocess",
+        "tome_schedules",
+        "mctf_schedules",
+        "reduction_counts",
+        "vit_weights",
+        "erk_density",
+        "svite_dropgrow",
+        "svite_structured",
+    ];
 
     /// The one backend of this process.
     pub(crate) fn backend() -> Golden {
