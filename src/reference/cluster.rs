@@ -61,10 +61,11 @@ impl Rows<'_> {
         (product / (self.length(a) * self.length(b))) as f32
     }
 
-    /// The square of the distance over the root of the width.
+    /// The square of the distance over the root of the width; what is no number is infinitely far.
     fn distance_squared(&self, a: usize, b: usize) -> f64 {
         let pairs = self.row(a).iter().zip(self.row(b));
-        pairs.map(|(&x, &y)| (f64::from(x) - f64::from(y)).powi(2)).sum::<f64>() / self.width as f64
+        let square = pairs.map(|(&x, &y)| (f64::from(x) - f64::from(y)).powi(2)).sum::<f64>();
+        if square.is_nan() { f64::INFINITY } else { square / self.width as f64 }
     }
 
     /// The rank among `others` that is most similar to `token`, ties to the lower one.
@@ -124,8 +125,10 @@ fn find_peaks(rows: &Rows<'_>, rest: &[usize], clusters: usize, neighbours: usiz
     decision.density = squares.iter().map(density).collect();
     let density = &decision.density;
     let delta = |(i, row): (usize, &Vec<f64>)| {
-        let denser = row.iter().zip(density).filter(|&(_, &rho)| rho > density[i]).map(|(&d, _)| d);
-        let farthest = || row.iter().copied().max_by(f64::total_cmp);
+        // Tokens infinitely far are nobody's neighbours, and nobody's farthest.
+        let near = row.iter().zip(density).filter(|(d, _)| d.is_finite());
+        let denser = near.clone().filter(|&(_, &rho)| rho > density[i]).map(|(&d, _)| d);
+        let farthest = || near.map(|(&d, _)| d).max_by(f64::total_cmp);
         denser.min_by(f64::total_cmp).or_else(farthest).unwrap_or(0.0).sqrt() as f32
     };
     decision.delta = squares.iter().enumerate().map(delta).collect();

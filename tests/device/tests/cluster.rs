@@ -170,6 +170,36 @@ fn ties_go_to_the_lower_index() {
     turn.end();
 }
 
+/// Tokens and scores that are no numbers rank behind all others, and every token has a place, or none, as on the CPU.
+#[test]
+fn what_is_no_number_ranks_last() {
+    let Some(turn) = Turn::new() else { return };
+    let peaks = |neighbours| Inattentive::Peaks { pairs: 3, clusters: 4, neighbours };
+    let row = |x: &mut [f32], token: usize| x[64 * token..64 * (token + 1)].fill(f32::NAN);
+    for inattentive in [Inattentive::Join, peaks(0), peaks(3)] {
+        for kind in 0..4 {
+            let case = some(40, 20, inattentive);
+            let (mut x, mut scores) = (case.x::<f32>(), case.scores());
+            let means: Vec<f32> = (0..40).map(|t| (0..3).map(|h| scores[40 * h + t]).sum()).collect();
+            let by = |better: fn(&f32, &f32) -> bool| {
+                (1..40).reduce(|a, b| if better(&means[b], &means[a]) { b } else { a }).unwrap()
+            };
+            match kind {
+                // The first of the attentive, the last of the others, all.
+                0 => row(&mut x, by(|b, a| b > a)),
+                1 => row(&mut x, by(|b, a| b < a)),
+                2 => x.fill(f32::NAN),
+                _ => scores[40 + 7] = f32::NAN,
+            }
+            let (got, _) = on_device::<f32>(&turn, &case, &x, &scores);
+            let (x, scores) = (tensor(&[1, 40, 64], x), tensor(&[1, 3, 40], scores));
+            let want = Reference::new().cluster(&case.cluster(&x, &scores)).unwrap();
+            assert_eq!(got, want, "{inattentive:?}, kind {kind}");
+        }
+    }
+    turn.end();
+}
+
 /// Scores that sum to nothing: plain means.
 #[test]
 fn groups_without_weight_are_plain_means() {
