@@ -4,6 +4,9 @@
 //! embedded itself, for cards that are newer than the list. So the PTX that the emulated driver runs in the tests is the
 //! source of all machine code.
 
+#[path = "cache.rs"]
+mod cache;
+
 use std::{
     env,
     ffi::{OsStr, OsString},
@@ -14,6 +17,8 @@ use std::{
     thread,
 };
 
+use cache::Cache;
+
 /// Machine code for these, unless `FOVEATE_CUDA_ARCHS` names others.
 const ARCHS: [u32; 6] = [80, 86, 89, 90, 100, 120];
 /// What the kernels are written for.
@@ -21,6 +26,7 @@ const OLDEST_ARCH: u32 = 80;
 const OLDEST_NVCC: (u32, u32) = (12, 0);
 /// From here on nvcc compresses well: a sixth of the bytes, which drivers of its own release on read.
 const COMPRESSING_NVCC: (u32, u32) = (12, 8);
+const FLAGS: [&str; 6] = ["-fatbin", "-std=c++17", "-O3", "-lineinfo", "--Werror", "all-warnings"];
 const ARCHS_VARIABLE: &str = "FOVEATE_CUDA_ARCHS";
 const NVCC_FILE: &str = if cfg!(windows) { "nvcc.exe" } else { "nvcc" };
 const REMEDIES: &str = concat!(
@@ -42,6 +48,7 @@ pub(crate) fn main() -> ExitCode {
 
 fn build() -> Result<(), String> {
     println!("cargo::rerun-if-changed=build/kernels.rs");
+    println!("cargo::rerun-if-changed=build/cache.rs");
     for variable in
         ["DOCS_RS", "FOVEATE_NO_KERNELS", ARCHS_VARIABLE, "NVCC", "CUDA_HOME", "CUDA_PATH", "PATH"]
     {
@@ -225,10 +232,12 @@ fn compile_all(
     out: &Path,
 ) -> Result<(), String> {
     let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1_usize);
+    let way = format!("{:?} {:?} {:?} {archs:?} {FLAGS:?}", nvcc.path, nvcc.version, nvcc.host);
+    let cache = Cache::around(out, &way, &kernels.join("include"));
     let next = AtomicUsize::new(0);
     let work = || -> Vec<Result<Vec<PathBuf>, String>> {
         std::iter::from_fn(|| sources.get(next.fetch_add(1, Ordering::Relaxed)))
-            .map(|name| compile(nvcc, archs, kernels, name, out))
+            .map(|name| compile(nvcc, archs, kernels, name, out, &cache))
             .collect()
     };
     let results: Vec<_> = thread::scope(|scope| {
@@ -257,6 +266,7 @@ fn compile(
     kernels: &Path,
     name: &str,
     out: &Path,
+    cache: &Cache,
 ) -> Result<Vec<PathBuf>, String> {
     let source = kernels.join(name).with_extension("cu");
     let file = |ending: &str| out.join(format!("{name}.{ending}"));
@@ -271,7 +281,7 @@ fn compile(
         command.arg("--compress-mode=size");
     }
     command
-        .args(["-fatbin", "-std=c++17", "-O3", "-lineinfo", "--Werror", "all-warnings"])
+        .args(FLAGS)
         .arg(format!("-gencode=arch=compute_{OLDEST_ARCH},code=[{code}]"))
         .arg("-I")
         .arg(kernels.join("include"))
@@ -286,6 +296,14 @@ fn compile(
     }
     // Removed first: an interrupted compilation leaves no image that looks finished.
     let _ = fs::remove_file(&stamp);
+    let finish = || {
+        fs::write(&stamp, &line).map_err(|error| format!("{}: {error}", stamp.display()))?;
+        read_depfile(&depfile).ok_or_else(|| format!("{}: nvcc wrote no dependencies", depfile.display()))
+    };
+    let place = cache.place(name, &source);
+    if place.as_ref().is_some_and(|place| Cache::fetch(place, &image, &depfile)) {
+        return finish();
+    }
     let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
     if !output.status.success() {
         return Err(format!(
@@ -298,8 +316,10 @@ fn compile(
             nvcc.version.1,
         ));
     }
-    fs::write(&stamp, &line).map_err(|error| format!("{}: {error}", stamp.display()))?;
-    read_depfile(&depfile).ok_or_else(|| format!("{}: nvcc wrote no dependencies", depfile.display()))
+    if let Some(place) = &place {
+        Cache::keep(place, &image, &depfile);
+    }
+    finish()
 }
 
 /// The dependencies of an image that is newer than all of them and was made by the same command.

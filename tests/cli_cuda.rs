@@ -186,6 +186,44 @@ fn pictures_are_classified_as_on_the_processor() {
     assert!(told.contains("f16") && told.lines().count() == 1, "{told}");
 }
 
+/// Four batches and more: the next one is decoded while a graph computes one.
+#[test]
+fn many_batches_are_those_of_the_processor() {
+    let Some(folder) = emulator() else { return };
+    let own = Folder::new("many");
+    let no_picture = own.file("no picture.png");
+    fs::write(&no_picture, "no picture").unwrap();
+    let files: Vec<_> = fs::read_dir("assets/fashion").unwrap().map(|file| file.unwrap().path()).collect();
+    let mut pictures: Vec<_> = files.iter().take(9).map(|path| path.to_str().unwrap()).collect();
+    // 10 files, 9 pictures: a batch of one, and one that is not full.
+    pictures.insert(4, &no_picture);
+    let common = ["-w", MODEL, SMALL[0], SMALL[1], "-r", "tome:r=4", "--json", "--batch", "2", "--device"];
+    let on = |device: &str, command: &[&str]| -> Output {
+        let dtype: &[&str] = if device == "cuda" { &["--dtype", "f32"] } else { &[] };
+        emulated(&folder, &[], &[command, &pictures, &common, &[device], dtype].concat())
+    };
+    let read = |output: &Output| -> Value {
+        assert_eq!((output.status.code(), ours(text(&output.stderr)).lines().count()), (Some(2), 1));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let [got, want] = ["cuda", "cpu"].map(|device| read(&on(device, &["classify"])));
+    assert_eq!(got["images"].as_array().unwrap().len(), 9);
+    assert!(apart(&got, &want) <= 1e-4);
+    assert_eq!(got["errors"], want["errors"]);
+    assert!(got["seconds"].as_f64().unwrap() > 0.0);
+
+    let [got, want] = ["cuda", "cpu"].map(|device| {
+        let file = own.file(device);
+        let said = read(&on(device, &["embed", "-o", &file]));
+        assert_eq!(said["images"].as_array().unwrap().len(), 9);
+        fs::read(file).unwrap()
+    });
+    let [got, want] = [&got, &want].map(|bytes| SafeTensors::deserialize(bytes).unwrap());
+    for name in ["source_map", "sizes"] {
+        assert_eq!(got.tensor(name).unwrap().data(), want.tensor(name).unwrap().data(), "{name}");
+    }
+}
+
 #[test]
 fn features_and_overlays_are_those_of_the_processor() {
     let Some(folder) = emulator() else { return };

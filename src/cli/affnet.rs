@@ -6,7 +6,7 @@ use std::{
 };
 
 use foveate::{
-    Reduction, Tensor,
+    Images, Reduction, Tensor,
     macs::{GridConvention, GridMacs},
     model::{AffNet, AffNetConfig, affnet::AffNetParams},
     weights::{Checkpoint, LoadedAffNet, Overrides, is_affnet, load_affnet},
@@ -18,6 +18,7 @@ use super::{
     device::{Runner, on_device},
     failure::Failure,
     info::{storage, stored},
+    passes::one_by_one,
     progress::Progress,
     report::{Align, Table, quantity, thousands, write_json},
 };
@@ -86,9 +87,9 @@ impl Opened {
             image: config.image,
             tokens: Vec::new(),
         };
-        classify::with(arguments, &Reduction::None, paths, &task, |images| {
-            let output = model.forward(images)?;
-            Ok(model.backend().download(&output.logits)?)
+        classify::with(arguments, &Reduction::None, paths, &task, |batches, each| {
+            let infer = |images: &Images| Ok(model.backend().download(&model.forward(images)?.logits)?);
+            one_by_one(batches, infer, |names, logits| each(names, &logits))
         })
     }
 

@@ -3,22 +3,23 @@
 use std::{
     io::{self, Write},
     path::PathBuf,
-    time::Instant,
+    time::Duration,
 };
 
 use clap::Args;
-use foveate::{Images, Reduction, Tensor, image::Transform, reduction::token_counts};
+use foveate::{Reduction, Tensor, image::Transform, reduction::token_counts};
 use serde_json::{Value, json};
 
 use super::{
     affnet,
     device::{Device, Runner, on_device},
     failure::Failure,
-    inputs::{Batch, Rejected, expand, for_each_batch, verdict},
+    inputs::{Batches, Rejected, expand, verdict},
     labels,
-    memory::forward,
     options::{BatchSize, Loaded, Model, ModelSettings, Sources},
+    passes::{Wanted, through},
     predict::{Guess, guesses, require_classifier},
+    progress::Progress,
     report::{JsonStream, errors_json, percent, three_digits},
 };
 
@@ -30,7 +31,7 @@ Examples:
 
 JSON: command, version, weights, reduction, tokens (entering block 0 and leaving each block; none of an AFFNet), images: [{image, \
 predictions: [{class, label, probability}]}], errors: [{image, error}], seconds and images_per_second (without \
-decoding).";
+decoding; on a card that has four batches or more to do, decoding goes on meanwhile and counts where it is waited for).";
 
 /// Name the likeliest classes of pictures.
 #[derive(Debug, Args)]
@@ -95,10 +96,10 @@ fn run_on<B: Runner>(
         image: config.image,
         tokens: token_counts(reduction, config.tokens(), &model.vit.host()),
     };
-    with(arguments, reduction, paths, &task, |images| {
-        let output = forward(&model.vit, images, reduction)?;
-        let logits = output.logits.ok_or_else(|| Failure::input("the model has no head"))?;
-        Ok(model.vit.backend().download(&logits)?)
+    with(arguments, reduction, paths, &task, |batches, each| {
+        through(&model.vit, reduction, Wanted::Logits, batches, |names, pass| {
+            each(names, &pass.logits.ok_or_else(|| Failure::input("the model has no head"))?)
+        })
     })
 }
 
@@ -118,13 +119,16 @@ pub(crate) struct Task<'a> {
     pub(crate) tokens: Vec<usize>,
 }
 
-/// Classifies by what `infer` makes of a batch: logits.
+/// What takes the logits of a batch, with the pictures' names.
+pub(crate) type Each<'a> = dyn FnMut(&[String], &Tensor) -> Result<(), Failure> + 'a;
+
+/// Classifies by what `infer` makes of batches, and says how long it took.
 pub(crate) fn with(
     arguments: &Arguments,
     reduction: &Reduction,
     paths: &[PathBuf],
     task: &Task<'_>,
-    mut infer: impl FnMut(&Images) -> Result<Tensor, Failure>,
+    infer: impl FnOnce(&mut Batches<'_>, &mut Each<'_>) -> Result<Duration, Failure>,
 ) -> Result<(), Failure> {
     let named = match &arguments.labels {
         Some(file) => Some(labels::read(file, task.classes, task.file)?),
@@ -137,17 +141,15 @@ pub(crate) fn with(
     } else {
         Sink::Text { out: io::stdout(), top }
     };
-    let (mut seconds, mut count) = (0.0, 0);
-    let input = (task.transform, task.image);
-    let rejected = for_each_batch(paths, input, arguments.batch.get(), |batch, progress| {
-        let Batch { names, images, .. } = batch;
-        let begun = Instant::now();
-        let logits = infer(&images)?;
-        seconds += begun.elapsed().as_secs_f64();
+    let progress = Progress::bar(paths.len(), "images");
+    let mut batches = Batches::new(paths, (task.transform, task.image), arguments.batch.get(), &progress);
+    let mut count = 0;
+    let took = infer(&mut batches, &mut |names, logits| {
         count += names.len();
-        let guesses = guesses(&logits, top);
-        progress.aside(|| sink.write(&names, &guesses, labels))
+        progress.aside(|| sink.write(names, &guesses(logits, top), labels))
     })?;
+    let (rejected, seconds) = (batches.rejected, took.as_secs_f64());
+    progress.finish();
     if let Sink::Json(stream) = sink {
         stream.end(&tail(&rejected, seconds, count))?;
     } else if count > 1 && io::IsTerminal::is_terminal(&io::stderr()) {

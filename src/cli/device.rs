@@ -4,15 +4,21 @@ use std::{fmt, str::FromStr};
 
 use clap::{Args, ValueEnum};
 #[cfg(feature = "cuda")]
-use foveate::cuda::{Cuda, DType, Forecast, patch::PixelType};
+use foveate::cuda::{Cuda, DType, Engine, Forecast, patch::PixelType};
 use foveate::{
-    Reduction,
+    Images, Reduction,
     backend::GridBackend,
     model::{Vit, VitConfig},
     reference::Reference,
 };
 
-use super::{failure::Failure, launches::Launches, options::Threads};
+use super::{
+    failure::Failure,
+    launches::Launches,
+    memory::out_of_memory,
+    options::Threads,
+    passes::{Pass, Wanted},
+};
 
 /// Set by `cargo xtask emulate` (xtask/src/emulate.rs): the emulated driver is meant.
 #[cfg(feature = "cuda")]
@@ -93,7 +99,24 @@ pub(crate) trait Runner: GridBackend + Clone {
 
     /// What a pass over `batch` images gives the device to do, told by a dry pass; nothing on the processor.
     fn launches(model: &Vit<Self>, method: &Reduction, batch: usize) -> Option<foveate::Result<Launches>>;
+
+    /// Runs batches of `batch` images at most and hands the results to `each` in order, the next batch on its way meanwhile.
+    /// Nothing, and no image taken, on the processor, which has nobody to do that, and on a device without the room.
+    fn stream(
+        model: &Vit<Self>,
+        method: &Reduction,
+        wanted: Wanted,
+        batch: usize,
+        images: &mut dyn Iterator<Item = foveate::Result<Images>>,
+        each: &mut dyn FnMut(Pass) -> foveate::Result<()>,
+    ) -> Option<foveate::Result<()>>;
+
+    /// A method made ready to be run again and again over `batch` images: what runs it once, to its end.
+    fn ready<'a>(model: &'a Vit<Self>, method: &'a Reduction, batch: usize) -> foveate::Result<Ready<'a>>;
 }
+
+/// See [`Runner::ready`].
+pub(crate) type Ready<'a> = Box<dyn FnMut(&Images) -> foveate::Result<()> + 'a>;
 
 impl Runner for Reference {
     const NAME: &'static str = "cpu";
@@ -124,6 +147,21 @@ impl Runner for Reference {
 
     fn launches(_: &Vit<Self>, _: &Reduction, _: usize) -> Option<foveate::Result<Launches>> {
         None
+    }
+
+    fn stream(
+        _: &Vit<Self>,
+        _: &Reduction,
+        _: Wanted,
+        _: usize,
+        _: &mut dyn Iterator<Item = foveate::Result<Images>>,
+        _: &mut dyn FnMut(Pass) -> foveate::Result<()>,
+    ) -> Option<foveate::Result<()>> {
+        None
+    }
+
+    fn ready<'a>(model: &'a Vit<Self>, method: &'a Reduction, _: usize) -> foveate::Result<Ready<'a>> {
+        Ok(Box::new(|images| model.forward(images, method).map(drop)))
     }
 }
 
@@ -158,6 +196,31 @@ impl Runner for Cuda {
     fn launches(model: &Vit<Self>, method: &Reduction, batch: usize) -> Option<foveate::Result<Launches>> {
         let forecast = Forecast::new(model, method, batch, PixelType::U8);
         Some(forecast.map(|forecast| Launches::of(&forecast, model.config().depth)))
+    }
+
+    fn stream(
+        model: &Vit<Self>,
+        method: &Reduction,
+        wanted: Wanted,
+        batch: usize,
+        images: &mut dyn Iterator<Item = foveate::Result<Images>>,
+        each: &mut dyn FnMut(Pass) -> foveate::Result<()>,
+    ) -> Option<foveate::Result<()>> {
+        let mut begun = false;
+        let mut run = || {
+            let mut engine = Engine::new(model, method, batch, PixelType::U8)?;
+            engine.stream_batches(images.inspect(|_| begun = true), |_, run| each(Pass::of_run(run, wanted)?))
+        };
+        match run() {
+            // An engine takes more than a pass does. Where a pass does not fit either, it finds the batch that would.
+            Err(error) if out_of_memory(&error) && !begun => None,
+            outcome => Some(outcome),
+        }
+    }
+
+    fn ready<'a>(model: &'a Vit<Self>, method: &'a Reduction, batch: usize) -> foveate::Result<Ready<'a>> {
+        let mut engine = Engine::new(model, method, batch, PixelType::U8)?;
+        Ok(Box::new(move |images| engine.run(images)?.wait()))
     }
 }
 

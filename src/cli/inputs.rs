@@ -100,41 +100,71 @@ pub(crate) struct Rejected {
     pub(crate) error: String,
 }
 
-/// Reads `paths`, through a transform to a height and width, in batches of `size` images and hands each to `work`. At most one batch is in memory; decoding runs on
-/// all threads. Images that cannot be used are reported on stderr at once, left out, and returned.
-pub(crate) fn for_each_batch(
-    paths: &[PathBuf],
-    input: (&Transform, [usize; 2]),
+/// Files as batches of inputs: at most the one that is handed out is in memory. Decoding runs on all threads. Images that cannot
+/// be used are reported on stderr at once, left out, and kept in `rejected`.
+pub(crate) struct Batches<'a> {
+    paths: std::slice::Chunks<'a, PathBuf>,
     size: usize,
-    mut work: impl FnMut(Batch, &Progress) -> Result<(), Failure>,
-) -> Result<Vec<Rejected>, Failure> {
-    let progress = Progress::bar(paths.len(), "images");
-    let mut rejected = Vec::new();
-    for chunk in paths.chunks(size) {
-        let read: Vec<_> = chunk.par_iter().map(|path| prepare(path, input)).collect();
-        let (mut names, mut pictures) = (Vec::new(), Vec::new());
-        for (path, outcome) in chunk.iter().zip(read) {
-            let name = path.display().to_string();
-            match outcome {
-                Ok(picture) => {
-                    names.push(name);
-                    pictures.push(picture);
-                }
-                Err(error) => {
-                    let error = one_line(&error.to_string());
-                    progress.complain(&error);
-                    rejected.push(Rejected { name, error });
+    input: (&'a Transform, [usize; 2]),
+    progress: &'a Progress,
+    /// Files of the batch that was handed out last.
+    out: usize,
+    /// What could not be used so far.
+    pub(crate) rejected: Vec<Rejected>,
+}
+
+impl<'a> Batches<'a> {
+    /// `paths`, through a transform to a height and width, `size` at a time.
+    pub(crate) fn new(
+        paths: &'a [PathBuf],
+        input: (&'a Transform, [usize; 2]),
+        size: usize,
+        progress: &'a Progress,
+    ) -> Self {
+        Self { paths: paths.chunks(size), size, input, progress, out: 0, rejected: Vec::new() }
+    }
+
+    /// Images at a time, at most.
+    pub(crate) fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Batches still to come, at most.
+    pub(crate) fn expected(&self) -> usize {
+        self.paths.len()
+    }
+}
+
+impl Iterator for Batches<'_> {
+    type Item = Result<Batch, Failure>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            self.progress.advance(std::mem::take(&mut self.out));
+            let chunk = self.paths.next()?;
+            self.out = chunk.len();
+            let read: Vec<_> = chunk.par_iter().map(|path| prepare(path, self.input)).collect();
+            let (mut names, mut pictures) = (Vec::new(), Vec::new());
+            for (path, outcome) in chunk.iter().zip(read) {
+                let name = path.display().to_string();
+                match outcome {
+                    Ok(picture) => {
+                        names.push(name);
+                        pictures.push(picture);
+                    }
+                    Err(error) => {
+                        let error = one_line(&error.to_string());
+                        self.progress.complain(&error);
+                        self.rejected.push(Rejected { name, error });
+                    }
                 }
             }
+            if !pictures.is_empty() {
+                let images = batch(&pictures).map_err(Failure::from);
+                return Some(images.map(|images| Batch { names, pictures, images }));
+            }
         }
-        if !pictures.is_empty() {
-            let images = batch(&pictures)?;
-            work(Batch { names, pictures, images }, &progress)?;
-        }
-        progress.advance(chunk.len());
     }
-    progress.finish();
-    Ok(rejected)
 }
 
 /// One file as the model's input.

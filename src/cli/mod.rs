@@ -17,6 +17,7 @@ mod measure;
 mod memory;
 mod options;
 mod overlay;
+mod passes;
 mod predict;
 mod profile;
 mod progress;

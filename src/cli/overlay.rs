@@ -15,10 +15,11 @@ use foveate::{
 use super::{
     device::{Device, Runner, on_device},
     failure::Failure,
-    inputs::{Batch, expand, for_each_batch, verdict},
+    inputs::{Batch, Batches, expand, verdict},
     memory::forward,
     options::{BatchSize, Loaded, Model, ModelSettings, Sources, reductions, refuse_overwriting},
     predict::{guesses, is_classifier},
+    progress::Progress,
     report::percent,
 };
 
@@ -93,7 +94,10 @@ fn run_on<B: Runner>(
     }
     let mut target = target;
     let mut rows = Vec::new();
-    let rejected = for_each_batch(paths, model.input(), batch, |batch, progress| {
+    let progress = Progress::bar(paths.len(), "images");
+    let mut batches = Batches::new(paths, model.input(), batch, &progress);
+    for batch in &mut batches {
+        let batch = batch?;
         let made = draw(model, methods, &batch)?;
         for (name, row) in batch.names.iter().zip(made) {
             match &mut target {
@@ -106,8 +110,9 @@ fn run_on<B: Runner>(
                 }
             }
         }
-        Ok(())
-    })?;
+    }
+    let rejected = batches.rejected;
+    progress.finish();
     if let (Target::Sheet(path), false) = (&target, rows.is_empty()) {
         let sheet = grid(&rows, 6, BACKGROUND)?;
         save_png(path, &sheet)?;

@@ -251,10 +251,9 @@ impl<B: Runner> Demo<B> {
             progress.finish();
             return Ok((outcomes, 0));
         }
-        let seconds = in_turn(methods.len(), &PATIENCE, |which| {
-            self.model.forward(&self.images, &methods[which])?;
-            Ok(self.model.backend().wait()?)
-        })?;
+        let ready = methods.iter().map(|method| B::ready(&self.model, method, self.items.len()));
+        let mut ready = ready.collect::<foveate::Result<Vec<_>>>()?;
+        let seconds = in_turn(methods.len(), &PATIENCE, |which| Ok(ready[which](&self.images)?))?;
         for (outcome, times) in outcomes.iter_mut().zip(&seconds) {
             outcome.speed = Some(Speed {
                 images_per_second: self.items.len() as f64 / median(times).max(1e-9),

@@ -8,15 +8,16 @@ use std::{
 };
 
 use clap::Args;
-use foveate::{Reduction, SourceMap, Tensor, backend::Backend, model::Output, reduction::token_counts};
+use foveate::{Reduction, Tensor, backend::Backend, reduction::token_counts};
 use serde_json::json;
 
 use super::{
     device::{Device, Runner, on_device},
     failure::Failure,
-    inputs::{expand, for_each_batch, verdict},
-    memory::forward,
+    inputs::{Batches, expand, verdict},
     options::{BatchSize, Loaded, Model, ModelSettings, Sources, refuse_overwriting},
+    passes::{Details, Pass, Wanted, through},
+    progress::Progress,
     report::{counted, errors_json, write_json},
 };
 use file::{EmbeddingFile, Part, Values};
@@ -86,15 +87,18 @@ fn run_on<B: Runner>(
     let notes = |images: &[String]| notes(arguments, model, reduction, images);
     let mut file = EmbeddingFile::create(&arguments.output, parts.clone(), paths.len(), &notes(&all_names))?;
     let mut names = Vec::new();
-    let rejected = for_each_batch(paths, model.input(), arguments.batch.get(), |batch, _| {
-        let output = forward(&model.vit, &batch.images, reduction)?;
-        let extract = Extract::new(model, &output)?;
+    let progress = Progress::bar(paths.len(), "images");
+    let mut batches = Batches::new(paths, model.input(), arguments.batch.get(), &progress);
+    through(&model.vit, reduction, Wanted::Everything, &mut batches, |batch, pass| {
+        let extract = Extract::new(model, pass)?;
         for part in &parts {
             file.write(part.name, &extract.values(part)?)?;
         }
-        names.extend(batch.names);
+        names.extend_from_slice(batch);
         Ok(())
     })?;
+    let rejected = batches.rejected;
+    progress.finish();
     if names.is_empty() {
         // Dropping the file takes it away again; every image has been reported.
         return verdict(&rejected);
@@ -167,47 +171,36 @@ fn notes<B: Backend>(
     })
 }
 
-/// The results of one batch, on the host.
+/// The results of one batch.
 struct Extract<'a, B: Backend> {
     model: &'a Model<B>,
-    tokens: Tensor,
-    features: Tensor,
     logits: Option<Tensor>,
-    sizes: Option<Tensor>,
-    map: SourceMap,
+    details: Details,
 }
 
 impl<'a, B: Backend> Extract<'a, B> {
-    fn new(model: &'a Model<B>, output: &Output<B>) -> Result<Self, Failure> {
-        let backend = model.vit.backend();
-        let host =
-            |tensor: &Option<B::Tensor>| tensor.as_ref().map(|tensor| backend.download(tensor)).transpose();
-        Ok(Self {
-            model,
-            tokens: backend.download(&output.tokens)?,
-            features: backend.download(&output.features)?,
-            logits: host(&output.logits)?,
-            sizes: host(&output.sizes)?,
-            map: output.source_map(backend)?,
-        })
+    fn new(model: &'a Model<B>, Pass { logits, details }: Pass) -> Result<Self, Failure> {
+        let details = details.ok_or_else(|| Failure::Other("a pass left only logits".to_owned()))?;
+        Ok(Self { model, logits, details })
     }
 
     /// What goes into `part`, all images of the batch one after the other.
     fn values(&self, part: &Part) -> Result<Values, Failure> {
+        let Details { tokens, features, sizes, map } = &self.details;
         let special = self.model.config().special_tokens();
-        let width = self.tokens.width();
-        let images = 0..self.tokens.dim(0);
+        let width = tokens.width();
+        let images = 0..tokens.dim(0);
         let floats = |per_image: &dyn Fn(usize) -> Vec<f32>| {
             Values::Floats(images.clone().flat_map(per_image).collect())
         };
         Ok(match part.name {
-            "features" => Values::Floats(self.features.data().to_vec()),
+            "features" => Values::Floats(features.data().to_vec()),
             "embedding" => Values::Floats(self.logits.iter().flat_map(Tensor::data).copied().collect()),
-            "class" => floats(&|image| self.tokens.item(image)[..width].to_vec()),
+            "class" => floats(&|image| tokens.item(image)[..width].to_vec()),
             // Nothing was reduced if there are no sizes: every token is one patch.
-            "sizes" => floats(&|image| match &self.sizes {
+            "sizes" => floats(&|image| match sizes {
                 Some(sizes) => sizes.item(image)[special..].to_vec(),
-                None => vec![1.0; self.tokens.dim(1) - special],
+                None => vec![1.0; tokens.dim(1) - special],
             }),
             "source_map" => {
                 // Special tokens come first and stay, so the patches' tokens are those behind them.
@@ -215,17 +208,15 @@ impl<'a, B: Backend> Extract<'a, B> {
                 Values::Integers(
                     images
                         .clone()
-                        .flat_map(|image| self.map.groups(image)[special..].iter().map(from_patches))
+                        .flat_map(|image| map.groups(image)[special..].iter().map(from_patches))
                         .collect(),
                 )
             }
-            _ if part.shape.len() == 2 => {
-                floats(&|image| self.tokens.item(image)[special * width..].to_vec())
-            }
+            _ if part.shape.len() == 2 => floats(&|image| tokens.item(image)[special * width..].to_vec()),
             _ => {
                 let mut spread = Vec::new();
                 for image in images.clone() {
-                    let all = self.map.unmerge(image, self.tokens.item(image), width, 0.0)?;
+                    let all = map.unmerge(image, tokens.item(image), width, 0.0)?;
                     spread.extend_from_slice(&all[special * width..]);
                 }
                 Values::Floats(spread)

@@ -1,0 +1,160 @@
+//! Batches of pictures through a model, and what is wanted of it on the host.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use foveate::{
+    Error, Images, Reduction, Result as FoveateResult, SourceMap, Tensor,
+    backend::Backend,
+    model::{Output, Vit},
+};
+
+use super::{
+    device::Runner,
+    failure::Failure,
+    inputs::{Batch, Batches},
+    memory::forward,
+};
+
+/// From so many batches on, a device gets a graph to replay: making one takes about as long as two batches.
+const WORTH_A_GRAPH: usize = 4;
+
+/// What is wanted of a pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// The head's outputs.
+    Logits,
+    /// Them, and all that [`Details`] has.
+    Everything,
+}
+
+/// The results of one pass, on the host.
+pub(crate) struct Pass {
+    /// The head's outputs, where there is one.
+    pub(crate) logits: Option<Tensor>,
+    /// The rest, if it is wanted.
+    pub(crate) details: Option<Details>,
+}
+
+/// What there is besides logits.
+pub(crate) struct Details {
+    /// All final tokens, (B, M, C).
+    pub(crate) tokens: Tensor,
+    /// What the head reads.
+    pub(crate) features: Tensor,
+    /// How many patches each final token stands for; absent when nothing was reduced.
+    pub(crate) sizes: Option<Tensor>,
+    /// Where each token of the input ended up.
+    pub(crate) map: SourceMap,
+}
+
+impl Pass {
+    fn of<B: Backend>(backend: &B, output: &Output<B>, wanted: Wanted) -> FoveateResult<Self> {
+        let host =
+            |tensor: &Option<B::Tensor>| tensor.as_ref().map(|tensor| backend.download(tensor)).transpose();
+        let details = || -> FoveateResult<Details> {
+            Ok(Details {
+                tokens: backend.download(&output.tokens)?,
+                features: backend.download(&output.features)?,
+                sizes: host(&output.sizes)?,
+                map: output.source_map(backend)?,
+            })
+        };
+        let details = (wanted == Wanted::Everything).then(details).transpose()?;
+        Ok(Self { logits: host(&output.logits)?, details })
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(crate) fn of_run(run: &foveate::cuda::Run<'_>, wanted: Wanted) -> FoveateResult<Self> {
+        let details = || -> FoveateResult<Details> {
+            Ok(Details {
+                tokens: run.tokens()?,
+                features: run.features()?,
+                sizes: run.sizes()?,
+                map: run.source_map()?,
+            })
+        };
+        let details = (wanted == Wanted::Everything).then(details).transpose()?;
+        Ok(Self { logits: run.logits()?, details })
+    }
+}
+
+/// Runs batch after batch through `infer` and hands what it makes of each to `each`, with the pictures' names. Returns how long
+/// `infer` took.
+pub(crate) fn one_by_one<R>(
+    batches: &mut Batches<'_>,
+    mut infer: impl FnMut(&Images) -> Result<R, Failure>,
+    mut each: impl FnMut(&[String], R) -> Result<(), Failure>,
+) -> Result<Duration, Failure> {
+    let mut took = Duration::ZERO;
+    for batch in batches {
+        let Batch { names, images, .. } = batch?;
+        let begun = Instant::now();
+        let results = infer(&images)?;
+        took += begun.elapsed();
+        each(&names, results)?;
+    }
+    Ok(took)
+}
+
+/// Runs batch after batch through a model and hands the results to `each`, with the pictures' names. A device that has many of
+/// them before it computes one while the next is decoded and copied. Returns how long it took: without decoding where it is
+/// done in between, from the first batch to the last where it is done meanwhile.
+pub(crate) fn through<B: Runner>(
+    model: &Vit<B>,
+    method: &Reduction,
+    wanted: Wanted,
+    batches: &mut Batches<'_>,
+    mut each: impl FnMut(&[String], Pass) -> Result<(), Failure>,
+) -> Result<Duration, Failure> {
+    if batches.expected() >= WORTH_A_GRAPH
+        && let Some(took) = meanwhile(model, method, wanted, batches, &mut each)
+    {
+        return took;
+    }
+    let infer = |images: &Images| Ok(Pass::of(model.backend(), &forward(model, images, method)?, wanted)?);
+    one_by_one(batches, infer, each)
+}
+
+/// [`through`] where decoding is done meanwhile; nothing, and no batch taken, where the device cannot.
+fn meanwhile<B: Runner>(
+    model: &Vit<B>,
+    method: &Reduction,
+    wanted: Wanted,
+    batches: &mut Batches<'_>,
+    each: &mut dyn FnMut(&[String], Pass) -> Result<(), Failure>,
+) -> Option<Result<Duration, Failure>> {
+    // Names wait here for their results. Our own errors cannot pass through the library: they wait here too.
+    let (names, failed) = (RefCell::new(VecDeque::new()), RefCell::new(None));
+    let began = Cell::new(None);
+    let mut busy = Duration::ZERO;
+    let stop = |failure: Failure| {
+        failed.replace(Some(failure));
+        Error::argument("batches", "stopped")
+    };
+    let size = batches.size();
+    let mut images = batches.map(|batch| {
+        let batch = batch.map_err(stop)?;
+        names.borrow_mut().push_back(batch.names);
+        began.set(began.get().or_else(|| Some(Instant::now())));
+        Ok(batch.images)
+    });
+    let mut results = |pass: Pass| {
+        let begun = Instant::now();
+        let names = names.borrow_mut().pop_front().unwrap_or_default();
+        let outcome = each(&names, pass).map_err(stop);
+        busy += begun.elapsed();
+        outcome
+    };
+    let outcome = B::stream(model, method, wanted, size, &mut images, &mut results)?;
+    Some(match (failed.take(), outcome) {
+        (Some(failure), _) => Err(failure),
+        (None, Err(error)) => Err(error.into()),
+        (None, Ok(())) => {
+            Ok(began.get().map_or(Duration::ZERO, |began| began.elapsed().saturating_sub(busy)))
+        }
+    })
+}
