@@ -46,10 +46,10 @@ fn matching(c: &mut Criterion) {
             both_ways: true,
         };
         group.bench_function("tome", |b| {
-            b.iter(|| reference.matching(black_box(&tome)).expect("matching shapes"))
+            b.iter(|| reference.matching(black_box(&tome)).expect("matching shapes"));
         });
         group.bench_function("mctf", |b| {
-            b.iter(|| reference.matching(black_box(&mctf)).expect("matching shapes"))
+            b.iter(|| reference.matching(black_box(&mctf)).expect("matching shapes"));
         });
         group.finish();
     }

@@ -232,7 +232,7 @@ fn compile_all(
     out: &Path,
 ) -> Result<(), String> {
     let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1_usize);
-    let way = format!("{:?} {:?} {:?} {archs:?} {FLAGS:?}", nvcc.path, nvcc.version, nvcc.host);
+    let way = format!("{} {:?} {:?} {archs:?} {FLAGS:?}", nvcc.path.display(), nvcc.version, nvcc.host);
     let cache = Cache::around(out, &way, &kernels.join("include"));
     let next = AtomicUsize::new(0);
     let work = || -> Vec<Result<Vec<PathBuf>, String>> {

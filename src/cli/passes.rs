@@ -82,6 +82,9 @@ impl Pass {
     }
 }
 
+/// What takes the results of a batch, with the pictures' names.
+type Each<'a> = dyn FnMut(&[String], Pass) -> Result<(), Failure> + 'a;
+
 /// Runs batch after batch through `infer` and hands what it makes of each to `each`, with the pictures' names. Returns how long
 /// `infer` took.
 pub(crate) fn one_by_one<R>(
@@ -125,7 +128,7 @@ fn meanwhile<B: Runner>(
     method: &Reduction,
     wanted: Wanted,
     batches: &mut Batches<'_>,
-    each: &mut dyn FnMut(&[String], Pass) -> Result<(), Failure>,
+    each: &mut Each<'_>,
 ) -> Option<Result<Duration, Failure>> {
     // Names wait here for their results. Our own errors cannot pass through the library: they wait here too.
     let (names, failed) = (RefCell::new(VecDeque::new()), RefCell::new(None));
