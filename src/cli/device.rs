@@ -15,7 +15,6 @@ use foveate::{
 use super::{
     failure::Failure,
     launches::Launches,
-    memory::out_of_memory,
     options::Threads,
     passes::{Pass, Wanted},
 };
@@ -213,7 +212,7 @@ impl Runner for Cuda {
         };
         match run() {
             // An engine takes more than a pass does. Where a pass does not fit either, it finds the batch that would.
-            Err(error) if out_of_memory(&error) && !begun => None,
+            Err(error) if super::memory::out_of_memory(&error) && !begun => None,
             outcome => Some(outcome),
         }
     }
