@@ -1,11 +1,13 @@
 //! Multiply-adds of a reduced model, by the counting rules of the papers.
 
 mod grid;
+mod masked;
 
 pub use grid::{GridConvention, GridMacs};
+pub use masked::Densities;
 
 use crate::{
-    model::{Activation, Readout, VitConfig},
+    model::{BlockSize, Readout, VitConfig},
     reduction::{Cost, Method, Site, Step},
 };
 
@@ -84,7 +86,7 @@ impl ModelMacs {
         let mut blocks = Vec::with_capacity(config.depth);
         for layer in 0..config.depth {
             let step = method.step(layer, now, &host);
-            blocks.push(block(config, now as u64, step.as_ref()));
+            blocks.push(block(config, layer, now as u64, step.as_ref()));
             now = step.map_or(now, |step| step.tokens);
             token_counts.push(now);
         }
@@ -109,29 +111,31 @@ impl ModelMacs {
     }
 }
 
-fn block(config: &VitConfig, n: u64, step: Option<&Step>) -> Macs {
-    let (c, h) = (config.width as u64, config.heads as u64);
-    let gate = if config.activation == Activation::SwiGlu { 2 } else { 1 };
-    let mlp = |m: u64| m * c * (config.hidden as u64) * (gate + 1);
+fn block(config: &VitConfig, layer: usize, n: u64, step: Option<&Step>) -> Macs {
+    let BlockSize { heads, hidden } = config.block(layer);
+    let (c, h) = (config.width as u64, heads as u64);
+    // Width of all heads together.
+    let a = h * config.head_dim() as u64;
+    let mlp = |m: u64| m * c * hidden as u64 * (config.gates() as u64 + 1);
     let m = step.map_or(n, |step| step.tokens as u64);
     let cost = step.map_or_else(Cost::default, |step| step.cost);
     let (attended, macs) = match step.map(|step| step.site) {
         None | Some(Site::AfterAttention) => {
-            (n, Macs { linear: 4 * n * c * c + mlp(m), attention: 2 * n * n * c, ..Macs::default() })
+            (n, Macs { linear: 4 * n * c * a + mlp(m), attention: 2 * n * n * a, ..Macs::default() })
         }
         // The whole block works on what is left.
         Some(Site::BeforeBlock) => {
-            (m, Macs { linear: 4 * m * c * c + mlp(m), attention: 2 * m * m * c, ..Macs::default() })
+            (m, Macs { linear: 4 * m * c * a + mlp(m), attention: 2 * m * m * a, ..Macs::default() })
         }
         Some(Site::AfterBlock) => {
-            (n, Macs { linear: 4 * n * c * c + mlp(n), attention: 2 * n * n * c, ..Macs::default() })
+            (n, Macs { linear: 4 * n * c * a + mlp(n), attention: 2 * n * n * a, ..Macs::default() })
         }
         // Queries, keys and scores of all tokens; values, product, projection and MLP of the reduced ones.
         Some(Site::BeforeAttention { reuse: true }) => (
             n,
             Macs {
-                linear: 2 * n * c * c + 2 * m * c * c + mlp(m),
-                attention: n * n * c + m * m * c,
+                linear: 2 * n * c * a + 2 * m * c * a + mlp(m),
+                attention: n * n * a + m * m * a,
                 ..Macs::default()
             },
         ),
@@ -139,8 +143,8 @@ fn block(config: &VitConfig, n: u64, step: Option<&Step>) -> Macs {
         Some(Site::BeforeAttention { reuse: false }) => (
             n,
             Macs {
-                linear: 2 * n * c * c + 4 * m * c * c + mlp(m),
-                attention: n * n * c + 2 * m * m * c,
+                linear: 2 * n * c * a + 4 * m * c * a + mlp(m),
+                attention: n * n * a + 2 * m * m * a,
                 ..Macs::default()
             },
         ),

@@ -9,7 +9,7 @@ use std::{
 use clap::Args;
 use foveate::{
     Reduction,
-    macs::{Convention, ModelMacs},
+    macs::{Convention, Densities, ModelMacs},
     model::VitConfig,
     reduction::Method,
     weights::{Checkpoint, ConfigFile, LoadedVit, load_vit},
@@ -36,7 +36,7 @@ MACs are multiply-adds per image as fvcore counts them (ToMe, MCTF); the JSON al
 JSON: command, version, file, family, parameters, file_parameters, file_bytes, storage, model: {image, patch, channels, \
 width, depth, heads, hidden, activation, norm_eps, class_token, distillation_token, registers, readout, classes}, \
 settings: [{name, value, source}], grid, special_tokens, tokens, macs: {fvcore, torchprofile}, transform: {crop_pct, \
-interpolation, mean, std}, labels, metadata, reductions: [{reduction, tokens, macs: {fvcore, torchprofile}, macs_share}]. Of an \
+interpolation, mean, std}, sparsity (of a model with holes): {density, macs, blocks: [{density, heads, neurons}]}, labels, metadata, reductions: [{reduction, tokens, macs: {fvcore, torchprofile}, macs_share}]. Of an \
 AFFNet: model: {image, channels, stem, widths, filters, features, activation, norm, norm_eps, shrinkage, classes}, parts: \
 [{name, grid, macs}], macs: {theoretical, fvcore}, and nothing about tokens.";
 
@@ -109,6 +109,14 @@ impl Findings {
         ModelMacs::of(self.config(), method)
     }
 
+    /// The densities of a model with holes, or of one that has been cut down.
+    fn sparse(&self) -> Option<Densities> {
+        // Half precision makes zeros of a few weights that nobody masked.
+        const WHOLE: f64 = 0.99;
+        let densities = Densities::of(self.config(), &self.loaded.params);
+        (densities.total(self.config()) < WHOLE).then_some(densities)
+    }
+
     fn text(&self, out: &mut dyn Write) -> Result<(), Failure> {
         let config = self.config();
         let [stored, bytes] = stored(&self.checkpoint);
@@ -138,6 +146,25 @@ impl Findings {
         writeln!(out, "tokens   {}: {rows}x{columns} patches{special}", config.tokens())?;
         let dense = self.macs(&Reduction::None).sum().total(Convention::Fvcore);
         writeln!(out, "MACs     {} ({})", quantity(dense), thousands(dense))?;
+        if let Some(sparse) = self.sparse() {
+            let (left, macs) = (sparse.total(config), sparse.macs(config, config.tokens()) as u64);
+            writeln!(
+                out,
+                "density  {} of the weights; {} MACs without the others",
+                percent(left),
+                quantity(macs)
+            )?;
+            writeln!(out)?;
+            let columns = ["block", "density", "heads", "neurons"].map(|name| (name, Align::Right));
+            let mut table = Table::new(columns);
+            for layer in 0..config.depth {
+                let size = config.block(layer);
+                let heads = format!("{} of {}", size.heads, config.heads);
+                let neurons = format!("{} of {}", size.hidden, config.hidden);
+                table.row([layer.to_string(), percent(sparse.block(config, layer)), heads, neurons]);
+            }
+            table.write(out)?;
+        }
         if let Some(labels) = &config.labels {
             let shown = labels.iter().take(10).map(String::as_str).collect::<Vec<_>>().join(", ");
             writeln!(out, "labels   {shown}{}", if labels.len() > 10 { ", ..." } else { "" })?;
@@ -198,9 +225,24 @@ impl Findings {
                 "mean": config.transform.mean,
                 "std": config.transform.std,
             },
+            "sparsity": self.sparsity_json(),
             "labels": config.labels,
             "metadata": self.checkpoint.metadata(),
             "reductions": reductions,
+        })
+    }
+
+    fn sparsity_json(&self) -> Value {
+        let config = self.config();
+        let Some(sparse) = self.sparse() else { return Value::Null };
+        let blocks = (0..config.depth).map(|layer| {
+            let size = config.block(layer);
+            json!({"density": sparse.block(config, layer), "heads": size.heads, "neurons": size.hidden})
+        });
+        json!({
+            "density": sparse.total(config),
+            "macs": sparse.macs(config, config.tokens()),
+            "blocks": blocks.collect::<Vec<_>>(),
         })
     }
 

@@ -100,25 +100,23 @@ pub(crate) fn embed_bytes(config: &VitConfig, parameters: &Parameters, batch: u6
 /// Bytes of one block for a batch when `tokens` tokens enter it.
 pub(crate) fn block_bytes(
     config: &VitConfig,
-    parameters: u64,
+    (layer, parameters): (usize, u64),
     tokens: u64,
     step: Option<&Step>,
     batch: u64,
     value: u64,
 ) -> u64 {
-    let (c, n, hidden) = (config.width as u64, tokens, config.hidden as u64);
+    let size = config.block(layer);
+    let (c, n, hidden) = (config.width as u64, tokens, size.hidden as u64);
+    // Width of all heads together.
+    let a = (size.heads * config.head_dim()) as u64;
     let m = step.map_or(n, |step| step.tokens as u64);
     let norm = |n: u64| 2 * n * c;
-    let attention = |n: u64| 4 * n * c + 4 * n * c; // packed heads written; read and pooled
-    let project = |n: u64| 3 * n * c; // context, residual, sum
+    let attention = |n: u64| n * (c + 3 * a) + 4 * n * a; // packed heads written; read and pooled
+    let project = |n: u64| n * (a + 2 * c); // context, residual, sum
     let layers = |n: u64| n * (c + hidden) + n * (hidden + 2 * c);
-    let scores =
-        step.map_or(
-            0,
-            |step| {
-                if step.scores.class || step.scores.received { config.heads as u64 * n } else { 0 }
-            },
-        );
+    let scores = step
+        .map_or(0, |step| if step.scores.class || step.scores.received { size.heads as u64 * n } else { 0 });
     // What tokens are compared by.
     let decision = step.map_or(0, |step| if step.scores.class { 0 } else { n * c });
     let merge = n * c + m * c;
@@ -135,14 +133,14 @@ pub(crate) fn block_bytes(
             (norm(n) + attention(n) + project(n) + norm(n) + layers(n) + decision + merge, 0)
         }
         Some(Site::BeforeAttention { reuse }) => {
-            let look = norm(n) + 3 * n * c + 2 * n * c + decision + merge + m * c;
+            let look = norm(n) + n * (c + 2 * a) + 2 * n * a + decision + merge + m * c;
             let rest = project(m) + norm(m) + layers(m);
             if reuse {
                 // Values of the merged tokens; the map is made again from queries and keys and folded.
-                (look + 2 * m * c + 2 * n * c + 2 * m * c + rest, 0)
+                (look + m * (c + a) + 2 * n * a + 2 * m * a + rest, 0)
             } else {
                 // Query and key weights are read a second time.
-                (look + attention(m) + rest, 2 * c * c)
+                (look + attention(m) + rest, 2 * a * c)
             }
         }
     };

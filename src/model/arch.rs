@@ -1,6 +1,6 @@
 //! Architectures by name, for counting and measuring without a checkpoint.
 
-use super::{Activation, BlockParams, Readout, Reducers, VitConfig, VitParams};
+use super::{Activation, BlockParams, BlockSize, Readout, Reducers, VitConfig, VitParams};
 use crate::{
     Error, Result, Tensor,
     backend::{Linear, Norm, Predictor},
@@ -9,13 +9,16 @@ use crate::{
 };
 
 /// (name, image, patch, width, depth, heads, LayerScale, registers, class token's own distillation)
-const NAMES: [(&str, [usize; 5], Extra); 17] = [
+const NAMES: [(&str, [usize; 5], Extra); 20] = [
     ("deit_tiny", [224, 16, 192, 12, 3], Extra::Nothing),
     ("deit_small", [224, 16, 384, 12, 6], Extra::Nothing),
     ("deit_base", [224, 16, 768, 12, 12], Extra::Nothing),
     ("deit_tiny_distilled", [224, 16, 192, 12, 3], Extra::Distilled),
     ("deit_small_distilled", [224, 16, 384, 12, 6], Extra::Distilled),
     ("deit_base_distilled", [224, 16, 768, 12, 12], Extra::Distilled),
+    ("s2vite_tiny", [224, 16, 192, 12, 3], Extra::Structured(2, 7)),
+    ("s2vite_small", [224, 16, 384, 12, 6], Extra::Structured(4, 6)),
+    ("s2vite_base", [224, 16, 768, 12, 12], Extra::Structured(8, 6)),
     ("vit_tiny", [224, 16, 192, 12, 3], Extra::Nothing),
     ("vit_small", [224, 16, 384, 12, 6], Extra::Nothing),
     ("vit_base", [224, 16, 768, 12, 12], Extra::Nothing),
@@ -35,6 +38,8 @@ enum Extra {
     Distilled,
     /// No classifier; so many register tokens.
     Headless(usize),
+    /// S2ViTE: so many heads and tenths of the neurons are left.
+    Structured(usize, usize),
     /// CLIP's visual tower with a projection of this width.
     Clip(usize),
 }
@@ -65,6 +70,12 @@ pub fn config(name: &str) -> Result<VitConfig> {
         depth,
         heads,
         hidden: 4 * width,
+        compact: match extra {
+            Extra::Structured(heads, share) => {
+                vec![BlockSize { heads, hidden: 4 * width * share / 10 }; depth]
+            }
+            _ => Vec::new(),
+        },
         activation: if clip { Activation::QuickGelu } else { Activation::Gelu },
         norm_eps: if clip { 1e-5 } else { 1e-6 },
         class_token: true,
@@ -72,7 +83,7 @@ pub fn config(name: &str) -> Result<VitConfig> {
         registers: if let Extra::Headless(registers) = extra { registers } else { 0 },
         readout: Readout::Class,
         classes: match extra {
-            Extra::Nothing | Extra::Distilled => 1000,
+            Extra::Nothing | Extra::Distilled | Extra::Structured(..) => 1000,
             Extra::Headless(_) => 0,
             Extra::Clip(width) => width,
         },
@@ -139,24 +150,28 @@ pub fn random_reducers(config: &VitConfig, needed: OwnWeights, seed: u64) -> Red
 /// The same `seed` gives the same parameters.
 pub fn random_params(config: &VitConfig, seed: u64) -> VitParams<Tensor> {
     let mut random = random(seed);
-    let (c, hidden) = (config.width, config.hidden);
+    let c = config.width;
     let norm = |width: usize| plain_norm(width, config.norm_eps);
     let mut linear = |outputs: usize, inputs: usize| Linear {
         weight: random(&[outputs, inputs], (inputs as f32).powf(-0.5)),
         bias: Some(Tensor::zeros(&[outputs])),
     };
     let patch = linear(c, config.channels * config.patch[0] * config.patch[1]);
-    let blocks = (0..config.depth).map(|_| BlockParams {
-        norm1: norm(c),
-        qkv: linear(3 * c, c),
-        q_norm: None,
-        k_norm: None,
-        attn_norm: None,
-        proj: linear(c, c),
-        norm2: norm(c),
-        fc1: linear(config.fc1_rows(), c),
-        mlp_norm: None,
-        fc2: linear(c, hidden),
+    let blocks = (0..config.depth).map(|layer| {
+        let BlockSize { heads, hidden } = config.block(layer);
+        let inner = heads * config.head_dim();
+        BlockParams {
+            norm1: norm(c),
+            qkv: linear(3 * inner, c),
+            q_norm: None,
+            k_norm: None,
+            attn_norm: None,
+            proj: linear(c, inner),
+            norm2: norm(c),
+            fc1: linear(config.gates() * hidden, c),
+            mlp_norm: None,
+            fc2: linear(c, hidden),
+        }
     });
     let blocks = blocks.collect();
     let features = if config.readout == Readout::ClassAndMean { 2 * c } else { c };

@@ -90,6 +90,15 @@ impl Readout {
     }
 }
 
+/// How wide a block is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockSize {
+    /// Attention heads, each as wide as those of the whole model.
+    pub heads: usize,
+    /// Inputs of the MLP's second layer.
+    pub hidden: usize,
+}
+
 /// The numbers of a plain vision transformer (ViT, DeiT, DINOv2, CLIP's visual tower).
 #[derive(Clone, Debug, PartialEq)]
 pub struct VitConfig {
@@ -107,6 +116,8 @@ pub struct VitConfig {
     pub heads: usize,
     /// Inputs of the MLP's second layer.
     pub hidden: usize,
+    /// What each block has left of its heads and neurons where some were cut off (S2ViTE); empty when all have all of them.
+    pub compact: Vec<BlockSize>,
     /// The MLP's nonlinearity.
     pub activation: Activation,
     /// LayerNorm's epsilon.
@@ -151,6 +162,12 @@ impl VitConfig {
         }
     }
 
+    /// The heads and neurons of block `layer`.
+    pub fn block(&self, layer: usize) -> BlockSize {
+        let whole = BlockSize { heads: self.heads, hidden: self.hidden };
+        self.compact.get(layer).copied().unwrap_or(whole)
+    }
+
     /// Tokens that enter block 0.
     pub fn tokens(&self) -> usize {
         let [rows, columns] = self.grid();
@@ -167,9 +184,14 @@ impl VitConfig {
         (self.head_dim() as f64).powf(-0.5) as f32
     }
 
-    /// Rows of the MLP's first layer: twice `hidden` when it is gated.
+    /// Rows of the MLP's first layer where nothing was cut off: twice `hidden` when it is gated.
     pub fn fc1_rows(&self) -> usize {
-        if self.activation == Activation::SwiGlu { 2 * self.hidden } else { self.hidden }
+        self.gates() * self.hidden
+    }
+
+    /// Rows of the MLP's first layer for each of its neurons: two when it is gated.
+    pub fn gates(&self) -> usize {
+        if self.activation == Activation::SwiGlu { 2 } else { 1 }
     }
 
     /// The smallest and largest sizes this crate accepts, and whether the numbers agree with each other.
@@ -189,6 +211,17 @@ impl VitConfig {
                 "{} heads do not divide the width {}; set heads to a divisor",
                 self.heads, self.width
             ));
+        }
+        if !self.compact.is_empty() && self.compact.len() != self.depth {
+            return fail(format!("sizes of {} blocks, depth {}", self.compact.len(), self.depth));
+        }
+        for (i, &BlockSize { heads, hidden }) in self.compact.iter().enumerate() {
+            if !(1..=self.heads).contains(&heads) || !(1..=self.hidden).contains(&hidden) {
+                return fail(format!(
+                    "block {i} has {heads} of {} heads and {hidden} of {} neurons left; keep 1 of each at least",
+                    self.heads, self.hidden
+                ));
+            }
         }
         if self.channels != 1 && self.channels != 3 {
             return fail(format!(
@@ -220,12 +253,13 @@ impl VitConfig {
     }
 }
 
-/// The parameters of one block. LayerScale is folded into `proj` and `fc2`.
+/// The parameters of one block. LayerScale is folded into `proj` and `fc2`. A = heads·D of the block ([`VitConfig::block`]), C
+/// unless heads were cut off.
 #[derive(Clone, Debug)]
 pub struct BlockParams<T> {
     /// LayerNorm before the attention.
     pub norm1: Norm<T>,
-    /// Query, key and value rows, (3C, C).
+    /// Query, key and value rows, (3A, C).
     pub qkv: Linear<T>,
     /// LayerNorm of each query head, over the head dimension.
     pub q_norm: Option<Norm<T>>,
@@ -233,7 +267,7 @@ pub struct BlockParams<T> {
     pub k_norm: Option<Norm<T>>,
     /// LayerNorm between attention and its projection.
     pub attn_norm: Option<Norm<T>>,
-    /// Output projection of the attention, (C, C).
+    /// Output projection of the attention, (C, A).
     pub proj: Linear<T>,
     /// LayerNorm before the MLP.
     pub norm2: Norm<T>,

@@ -7,5 +7,5 @@ mod map;
 mod vit;
 
 pub use affnet::{AffNet, AffNetConfig};
-pub use config::{Activation, BlockParams, PoolParams, Readout, Reducers, VitConfig, VitParams};
+pub use config::{Activation, BlockParams, BlockSize, PoolParams, Readout, Reducers, VitConfig, VitParams};
 pub use vit::{Observer, Output, Vit};

@@ -1,6 +1,6 @@
 //! The plain vision transformer: ViT, DeiT, DINOv2, CLIP's visual tower.
 
-use super::{BlockParams, Readout, VitConfig, VitParams};
+use super::{BlockParams, BlockSize, Readout, VitConfig, VitParams};
 use crate::{
     Error, Images, Result, SourceMap, Tensor,
     backend::{Backend, Epilogue, Heads, Linear, Merged, Norm, Pooling, ScoreRequest, Scores},
@@ -445,21 +445,27 @@ impl<B: Backend, M: Method> BlockPass<'_, B, M> {
     /// Parts `parts` of query (0), key (1) and value (2), packed.
     fn heads(&self, normed: &B::Tensor, parts: std::ops::Range<usize>) -> Result<B::Tensor> {
         let (backend, config) = (&self.model.backend, &self.model.config);
-        let rows = parts.start * config.width..parts.end * config.width;
+        let (heads, inner) = (self.heads_here(), self.heads_here() * config.head_dim());
+        let rows = parts.start * inner..parts.end * inner;
         let mut packed = backend.linear(normed, self.block.qkv.rows(rows), Epilogue::None)?;
         for (part, norm) in [&self.block.q_norm, &self.block.k_norm].into_iter().enumerate() {
             if let (Some(norm), true) = (norm, parts.contains(&part)) {
-                packed = backend.head_norm(packed, part - parts.start, config.heads, norm)?;
+                packed = backend.head_norm(packed, part - parts.start, heads, norm)?;
             }
         }
         Ok(packed)
+    }
+
+    /// The heads of this block.
+    fn heads_here(&self) -> usize {
+        self.model.config.block(self.layer).heads
     }
 
     fn view<'t>(&self, packed: &'t B::Tensor, sizes: Option<&'t B::Tensor>) -> Heads<'t, B::Tensor> {
         let config = &self.model.config;
         Heads {
             packed,
-            heads: config.heads,
+            heads: self.heads_here(),
             head_dim: config.head_dim(),
             scale: config.attention_scale(),
             sizes: sizes.filter(|_| self.method.proportional_attention()),
@@ -535,16 +541,18 @@ fn check_params(config: &VitConfig, params: &VitParams<Tensor>) -> Result<()> {
     norm("norm_pre", params.norm_pre.as_ref(), c)?;
     for (i, block) in params.blocks.iter().enumerate() {
         let name = |part: &str| format!("blocks.{i}.{part}");
+        let BlockSize { heads, hidden } = config.block(i);
+        let inner = heads * config.head_dim();
         norm(&name("norm1"), Some(&block.norm1), c)?;
-        linear(&name("qkv"), &block.qkv, 3 * c, c)?;
+        linear(&name("qkv"), &block.qkv, 3 * inner, c)?;
         norm(&name("q_norm"), block.q_norm.as_ref(), config.head_dim())?;
         norm(&name("k_norm"), block.k_norm.as_ref(), config.head_dim())?;
-        norm(&name("attn_norm"), block.attn_norm.as_ref(), c)?;
-        linear(&name("proj"), &block.proj, c, c)?;
+        norm(&name("attn_norm"), block.attn_norm.as_ref(), inner)?;
+        linear(&name("proj"), &block.proj, c, inner)?;
         norm(&name("norm2"), Some(&block.norm2), c)?;
-        linear(&name("fc1"), &block.fc1, config.fc1_rows(), c)?;
-        norm(&name("mlp_norm"), block.mlp_norm.as_ref(), config.hidden)?;
-        linear(&name("fc2"), &block.fc2, c, config.hidden)?;
+        linear(&name("fc1"), &block.fc1, config.gates() * hidden, c)?;
+        norm(&name("mlp_norm"), block.mlp_norm.as_ref(), hidden)?;
+        linear(&name("fc2"), &block.fc2, c, hidden)?;
     }
     norm("norm", params.norm.as_ref(), c)?;
     match (&params.attn_pool, config.readout) {

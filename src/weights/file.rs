@@ -1,6 +1,13 @@
 //! Safetensors files: opened, checked, and read one tensor at a time.
 
-use std::{collections::BTreeMap, fmt, fs::File, ops::Range, path::Path, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    fs::File,
+    ops::Range,
+    path::Path,
+    sync::Arc,
+};
 
 use half::{bf16, f16};
 use memmap2::Mmap;
@@ -158,6 +165,19 @@ impl Checkpoint {
             .filter_map(|(name, entry)| Some((name.strip_prefix(prefix)?.to_owned(), entry.clone())))
             .collect();
         Self { prefix: format!("{}{prefix}", self.prefix), tensors, ..self.clone() }
+    }
+
+    /// The same without the tensors `names`.
+    pub(super) fn without(&self, names: &BTreeSet<String>) -> Self {
+        let mut rest = self.clone();
+        rest.tensors.retain(|name, _| !names.contains(name));
+        rest
+    }
+
+    /// The values of tensor `name` where each is one byte.
+    pub(super) fn bytes(&self, name: &str) -> Option<&[u8]> {
+        let entry = self.tensors.get(name).filter(|entry| matches!(entry.dtype, Dtype::U8 | Dtype::BOOL))?;
+        self.bytes.all().get(entry.range.clone())
     }
 
     /// The file, as messages name it.

@@ -11,6 +11,7 @@ mod config;
 mod file;
 mod header;
 mod json;
+mod masks;
 mod naming;
 mod overrides;
 mod parameters;

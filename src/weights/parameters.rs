@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{
     Checkpoint,
+    masks::Masks,
     naming::{Names, Part, Slot},
     reducers,
     text::shape,
@@ -46,6 +47,7 @@ pub(super) struct Skeleton {
 pub(super) struct Reader<'a> {
     checkpoint: &'a Checkpoint,
     names: &'a Names,
+    masks: &'a Masks,
     /// Layers and parts that some block has: then every block must have them.
     common: BTreeSet<(&'static str, Part)>,
     taken: BTreeSet<Slot>,
@@ -60,10 +62,10 @@ const fn block(number: usize, layer: &'static str) -> Slot {
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(checkpoint: &'a Checkpoint, names: &'a Names) -> Self {
+    pub(super) fn new(checkpoint: &'a Checkpoint, names: &'a Names, masks: &'a Masks) -> Self {
         let in_blocks = names.slots().filter(|(slot, _)| slot.block.is_some());
         let common = in_blocks.map(|(slot, _)| (slot.layer, slot.part)).collect();
-        Self { checkpoint, names, common, taken: BTreeSet::new() }
+        Self { checkpoint, names, masks, common, taken: BTreeSet::new() }
     }
 
     /// Reads the model's numbers off the shapes.
@@ -164,7 +166,9 @@ impl<'a> Reader<'a> {
             return Err(self.checkpoint.error(slot.layer, "missing"));
         };
         self.taken.insert(slot);
-        self.checkpoint.tensor(name)?.reshape(expected)
+        let mut tensor = self.checkpoint.tensor(name)?;
+        self.masks.apply(name, &mut tensor);
+        tensor.reshape(expected)
     }
 
     /// Whether a part of a layer belongs to the model: a block's when any block has it.

@@ -114,6 +114,7 @@ impl Resolver<'_> {
             depth: s.depth,
             heads,
             hidden: s.hidden,
+            compact: Vec::new(),
             activation,
             norm_eps,
             class_token: s.class_token,

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::{
     Checkpoint, ConfigFile, Family, Overrides, is_affnet,
+    masks::Masks,
     naming::Names,
     parameters::Reader,
     position::resample_positions,
@@ -12,7 +13,7 @@ use super::{
 use crate::{
     Error, Result, Tensor,
     backend::Backend,
-    model::{Vit, VitConfig, VitParams},
+    model::{BlockSize, Vit, VitConfig, VitParams},
 };
 
 /// Where one number of a model came from.
@@ -54,7 +55,8 @@ impl LoadedVit {
 ///
 /// Names and shapes tell the architecture; an override outranks `config`, which outranks the checkpoint's metadata,
 /// which outranks shapes and the family's defaults. Separate queries, keys and values are stacked, LayerScale is folded
-/// into the layers it scales, special tokens carry their own positions, and the patches' positions are resampled to the
+/// into the layers it scales, masks of sparse training (`mask/NAME`, `blocks.{i}.heads`, `blocks.{i}.neurons`) make weights
+/// zero and cut heads and neurons off (reduction methods then see those that are left), special tokens carry their own positions, and the patches' positions are resampled to the
 /// configured image size.
 ///
 /// # Errors
@@ -82,13 +84,16 @@ pub fn load_vit(
              `load_affnet` reads it",
         ));
     }
+    let (masks, checkpoint) = &Masks::take(checkpoint)?;
     let names = Names::of(checkpoint)?;
-    let reader = Reader::new(checkpoint, &names);
+    let reader = Reader::new(checkpoint, &names, masks);
     let skeleton = reader.skeleton()?;
-    let Settings { config, positions, provenance } =
+    let Settings { mut config, positions, mut provenance } =
         Settings::resolve(checkpoint, names.family, &skeleton, config, overrides)?;
     let mut params = reader.parameters(&skeleton, config.heads, config.norm_eps)?;
     place(&mut params, &positions, config.grid())?;
+    masks.compact(checkpoint, &mut config, &mut params)?;
+    provenance.extend(kept(&config));
     Ok(LoadedVit { config, params, family: names.family, provenance })
 }
 
@@ -99,6 +104,17 @@ pub fn load_vit(
 pub fn load_vit_file(path: impl AsRef<Path>, overrides: &Overrides) -> Result<LoadedVit> {
     let checkpoint = Checkpoint::open(&path)?;
     load_vit(&checkpoint, ConfigFile::beside(&path)?.as_ref(), overrides)
+}
+
+/// What each block has left of its heads and neurons, where some were cut off.
+fn kept(config: &VitConfig) -> Vec<Provenance> {
+    let note = |field, size: fn(&BlockSize) -> usize, all: usize, masks: &str| {
+        let each = config.compact.iter().map(|block| size(block).to_string()).collect::<Vec<_>>();
+        let value = format!("{} of {all}", each.join(" "));
+        (!each.is_empty()).then(|| Provenance { field, value, source: format!("blocks.*.{masks}") })
+    };
+    let heads = note("heads kept", |block| block.heads, config.heads, "heads");
+    heads.into_iter().chain(note("neurons kept", |block| block.hidden, config.hidden, "neurons")).collect()
 }
 
 /// Turns the stored position table into the patches' positions at `grid`, and adds its leading rows to the special

@@ -2,6 +2,7 @@
 
 mod configs;
 mod files;
+mod masks;
 mod models;
 mod noise;
 mod real;

@@ -72,7 +72,7 @@ impl Profile {
         for layer in 0..config.depth {
             let step = method.step(layer, counts[layer], &host);
             let (tokens, of_block) = (counts[layer] as u64, parameters.blocks[layer]);
-            let bytes = block_bytes(config, of_block, tokens, step.as_ref(), images, value);
+            let bytes = block_bytes(config, (layer, of_block), tokens, step.as_ref(), images, value);
             let name = format!("block {layer}");
             add(name, [counts[layer], counts[layer + 1]], &macs.blocks[layer], bytes);
         }
