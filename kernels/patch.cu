@@ -19,6 +19,7 @@
 
 #include "divide.cuh"
 #include "element.cuh"
+#include "pixel.cuh"
 
 namespace {
 
@@ -114,9 +115,7 @@ struct U8 {
         // 2^23 + byte, less 2^23: exact, and at the full rate that a conversion does not have.
         const uint32_t bits = __byte_perm(packet.words[i / 4], 0x4b000000u, 0x7440u + i % 4);
         const float byte = __fsub_rn(__uint_as_float(bits), 8388608.0f);
-        // 1/255 in two parts: the division's result for each of the 256 bytes.
-        const float scaled = __fmaf_rn(byte, 0x1.010102p-8f, __fmul_rn(byte, -0x1.fdfdfep-33f));
-        return __fdiv_rn(__fsub_rn(scaled, n.mean), n.std);
+        return fv::normalised_byte(byte, n.mean, n.std);
     }
 };
 

@@ -1,12 +1,14 @@
-// tokens.cu - some tokens of every image, and the mean of the others.
+// tokens.cu - some tokens of every image, the mean of the others, and their largest values.
 //
 // Maths:   tokens: out[b] = x[b, first .. first + M].  mean_tokens: out[b] = sum of size[n]*x[b, n] over n >= first, divided by
 //          the sum of the sizes; sizes are 1 when absent. Sums in f32, in an order that depends on the number of tokens alone.
+//          max_tokens: out[b] = max over n >= first with size[n] != 0 of x[b, n], by column; NaN where one is NaN, 0 where no
+//          token counts.
 // Shapes:  x (B, N, C), out (B, M, C) or (B, 1, C), last axis contiguous, other strides in elements;  sizes (B, N) f32.
-// Launch:  tokens: grid ceil(B*M*accesses a row/256), block 256, fewer than 2^31 accesses.  mean_tokens: grid
+// Launch:  tokens: grid ceil(B*M*accesses a row/256), block 256, fewer than 2^31 accesses.  mean_tokens, max_tokens: grid
 //          B*ceil(C/columns of a block), block 256; column.cuh says how a block goes over its columns.
-// Cost:    tokens moves 2*B*M*C elements. mean_tokens reads (N - first)*C elements and as many sizes an image for each segment
-//          of 128 bytes (from cache after the first) and writes C: one operation an element, bound by memory.
+// Cost:    tokens moves 2*B*M*C elements. mean_tokens and max_tokens read (N - first)*C elements and as many sizes an image for each segment
+//          of 128 bytes (from cache after the first) and write C: one operation an element, three for max_tokens, bound by memory.
 
 #include <cstddef>
 
@@ -78,6 +80,76 @@ __device__ __forceinline__ void mean_tokens(const MeanParams& p) {
     }
 }
 
+// NaN wins over everything.
+__device__ __forceinline__ float larger(float a, float b) { return b > a || b != b ? b : a; }
+
+template <class E, bool kWide>
+__device__ __forceinline__ void max_tokens(const MeanParams& p) {
+    using C = fv::Columns<E, kWide>;
+    using A = fv::Access<E, kWide>;
+    using Storage = typename E::Storage;
+    constexpr int kStep = A::kElements;
+    __shared__ typename C::Scratch scratch;
+    const int64_t image = static_cast<int>(blockIdx.x) / p.segments;
+    const int first = static_cast<int>(blockIdx.x) % p.segments * C::kColumns;  // [0, C)
+    const int width = p.width - first;
+    const auto* x = static_cast<const Storage*>(p.x) + image * p.x_batch_stride + first;
+    const float* sizes = p.sizes == nullptr ? nullptr : p.sizes + image * p.sizes_batch_stride;
+    const int lane = static_cast<int>(threadIdx.x) % C::kLanes;
+    float largest[kStep];
+#pragma unroll
+    for (int j = 0; j < kStep; ++j) {
+        largest[j] = -INFINITY;
+    }
+    float counted = 0.0f;  // 1 where a token counts
+    if (lane * kStep < width) {
+        const Storage* at = x + lane * kStep;
+#pragma unroll 4
+        for (int row = static_cast<int>(threadIdx.x) / C::kLanes; row < p.tokens; row += C::kRows) {
+            if (sizes != nullptr && __ldg(sizes + row) == 0.0f) {
+                continue;
+            }
+            float v[kStep];
+            A::widen(A::load_constant(at + row * p.x_token_stride), v);
+#pragma unroll
+            for (int j = 0; j < kStep; ++j) {
+                largest[j] = larger(largest[j], v[j]);
+            }
+            counted = 1.0f;
+        }
+    }
+#pragma unroll
+    for (int offset = C::kLanes; offset < fv::kWarp; offset *= 2) {
+#pragma unroll
+        for (int j = 0; j < kStep; ++j) {
+            largest[j] = larger(largest[j], __shfl_xor_sync(fv::kFullWarp, largest[j], offset));
+        }
+        counted = fmaxf(counted, __shfl_xor_sync(fv::kFullWarp, counted, offset));
+    }
+    if (fv::lane_id() < C::kLanes) {
+#pragma unroll
+        for (int j = 0; j < kStep; ++j) {
+            scratch.sums[fv::warp_id()][C::place(lane * kStep + j)] = largest[j];
+        }
+    }
+    // Lane 0 has a column whatever the width.
+    if (fv::lane_id() == 0) {
+        scratch.totals[fv::warp_id()] = counted;
+    }
+    __syncthreads();
+    const int column = static_cast<int>(threadIdx.x);
+    if (column < C::kColumns && column < width) {
+        float value = -INFINITY;
+        float any = 0.0f;
+#pragma unroll
+        for (int warp = 0; warp < fv::kColumnWarps; ++warp) {
+            value = larger(value, scratch.sums[warp][C::place(column)]);
+            any = fmaxf(any, scratch.totals[warp]);
+        }
+        static_cast<Storage*>(p.out)[image * p.out_batch_stride + first + column] = E::narrow(any > 0.0f ? value : 0.0f);
+    }
+}
+
 }  // namespace
 
 // By the bytes of an access.
@@ -94,9 +166,15 @@ extern "C" __global__ void __launch_bounds__(kCopyThreads) fv_tokens_2(const __g
     extern "C" __global__ void __launch_bounds__(fv::kColumnThreads) NAME(const __grid_constant__ MeanParams p) { \
         mean_tokens<E, WIDE>(p);                                                                           \
     }
-#define FV_MEAN_OF(TYPE, E)                     \
-    FV_MEAN(fv_mean_tokens_##TYPE, E, true)     \
-    FV_MEAN(fv_mean_tokens_##TYPE##_narrow, E, false)
+#define FV_MAX(NAME, E, WIDE)                                                                              \
+    extern "C" __global__ void __launch_bounds__(fv::kColumnThreads) NAME(const __grid_constant__ MeanParams p) { \
+        max_tokens<E, WIDE>(p);                                                                            \
+    }
+#define FV_MEAN_OF(TYPE, E)                           \
+    FV_MEAN(fv_mean_tokens_##TYPE, E, true)           \
+    FV_MEAN(fv_mean_tokens_##TYPE##_narrow, E, false) \
+    FV_MAX(fv_max_tokens_##TYPE, E, true)             \
+    FV_MAX(fv_max_tokens_##TYPE##_narrow, E, false)
 FV_MEAN_OF(f32, fv::F32)
 FV_MEAN_OF(f16, fv::F16)
 FV_MEAN_OF(bf16, fv::Bf16)

@@ -6,10 +6,12 @@
 //! number of threads. Ties go to the lower token index; a NaN score ranks below every number.
 
 mod grid;
+mod stem;
 
 use std::ops::Range;
 
 pub use grid::{Convolution, Depthwise, Frequency, GridBackend, NormOver};
+pub use stem::Window;
 
 use crate::{Images, Result, Tensor, TokenPlan, model::Activation};
 
@@ -268,6 +270,11 @@ pub trait Backend: Send + Sync {
     fn download(&self, tensor: &Self::Tensor) -> Result<Tensor>;
     /// The extents of a tensor.
     fn shape<'a>(&self, tensor: &'a Self::Tensor) -> &'a [usize];
+    /// How many values a head must have for this backend's attention to take heads of `head_dim`: as many or more. A model's
+    /// heads are filled up with zeros, which change neither products nor cosines.
+    fn head_dim(&self, head_dim: usize) -> usize {
+        head_dim
+    }
     /// Moves a plan to the device.
     fn upload_plan(&self, plan: TokenPlan) -> Result<Self::Plan>;
     /// Copies a plan to the host.
@@ -276,6 +283,32 @@ pub trait Backend: Send + Sync {
     /// Cuts images into rows of normalised pixels, (B, patches, channels · patch height · patch width), row-major over
     /// the grid. `u8` pixels become `(p/255 - mean)/std`, per channel; `f32` pixels are taken as they are.
     fn patches(&self, images: &Images, patch: [usize; 2], mean: &[f32], std: &[f32]) -> Result<Self::Tensor>;
+    /// What a window sees at each of its places over the normalised pixels, (B, places, channels · kernel · kernel), in the order
+    /// channel, row, column; places row-major. Windows may overlap, and see zeros beyond the border. Pixels as for
+    /// [`Backend::patches`].
+    fn unfold_images(
+        &self,
+        images: &Images,
+        window: Window,
+        mean: &[f32],
+        std: &[f32],
+    ) -> Result<Self::Tensor>;
+    /// What a window sees at each of its places over a feature map (B, H·W, C), position by position along the rows of `grid`
+    /// (H, W): (B, places, kernel · kernel · C), in the order row, column, channel; places row-major.
+    fn unfold(&self, x: &Self::Tensor, grid: [usize; 2], window: Window) -> Result<Self::Tensor>;
+    /// A dense convolution of a feature map (B, H·W, C): `layer`, whose inputs are in the order of [`Backend::unfold`], of what
+    /// the window sees, (B, places, outputs).
+    fn convolve(
+        &self,
+        x: &Self::Tensor,
+        grid: [usize; 2],
+        window: Window,
+        layer: &Linear<Self::Tensor>,
+        activation: Option<Activation>,
+    ) -> Result<Self::Tensor> {
+        let rows = self.unfold(x, grid, window)?;
+        self.linear(&rows, layer.all(), activation.map_or(Epilogue::None, Epilogue::Activation))
+    }
     /// Puts the special tokens `prefix` (special, C) before each image's patch tokens (B, patches, C) and adds the
     /// patches' positions (patches, C).
     fn embed(
@@ -387,6 +420,15 @@ pub trait Backend: Send + Sync {
     fn tokens(&self, x: &Self::Tensor, range: Range<usize>) -> Result<Self::Tensor>;
     /// The mean of the tokens from `first` on, weighted by `sizes` (B, N) if given, (B, N, C) → (B, C).
     fn mean_tokens(
+        &self,
+        x: &Self::Tensor,
+        sizes: Option<&Self::Tensor>,
+        first: usize,
+    ) -> Result<Self::Tensor>;
+
+    /// The largest value of each column over the tokens from `first` on, (B, N, C) → (B, C). Tokens of size 0 (`sizes`, B and N)
+    /// do not count; where none counts it is 0. A NaN among those that count is the result.
+    fn max_tokens(
         &self,
         x: &Self::Tensor,
         sizes: Option<&Self::Tensor>,

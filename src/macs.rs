@@ -2,6 +2,7 @@
 
 mod grid;
 mod masked;
+mod stem;
 
 pub use grid::{GridConvention, GridMacs};
 pub use masked::Densities;
@@ -14,9 +15,9 @@ use crate::{
 /// How published figures count what is not a matrix product. Both count a multiply-add once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Convention {
-    /// fvcore (`ToMe`, MCTF): five per element of a LayerNorm, softmax and selection free.
+    /// fvcore (`ToMe`, MCTF): five per element of a LayerNorm, two of a batch norm; softmax and selection free.
     Fvcore,
-    /// torchprofile (`EViT`): one per element of a LayerNorm, a softmax or a fused token and per scored token; matching is
+    /// torchprofile (`EViT`): one per element of a norm, a softmax or a fused token and per scored token; matching is
     /// not counted.
     Torchprofile,
 }
@@ -32,6 +33,8 @@ pub struct Macs {
     pub matching: u64,
     /// Elements that pass a LayerNorm.
     pub normalised: u64,
+    /// Elements that pass a batch norm where it is not folded into the layer before it.
+    pub batch_normalised: u64,
     /// Elements that pass a softmax.
     pub softmax: u64,
     /// Tokens scored for a selection, and elements fused by it.
@@ -43,8 +46,10 @@ impl Macs {
     pub fn total(&self, convention: Convention) -> u64 {
         let products = self.linear + self.attention;
         match convention {
-            Convention::Fvcore => products + self.matching + 5 * self.normalised,
-            Convention::Torchprofile => products + self.normalised + self.softmax + self.scored,
+            Convention::Fvcore => products + self.matching + 5 * self.normalised + 2 * self.batch_normalised,
+            Convention::Torchprofile => {
+                products + self.normalised + self.batch_normalised + self.softmax + self.scored
+            }
         }
     }
 
@@ -54,6 +59,7 @@ impl Macs {
             attention: self.attention + other.attention,
             matching: self.matching + other.matching,
             normalised: self.normalised + other.normalised,
+            batch_normalised: self.batch_normalised + other.batch_normalised,
             softmax: self.softmax + other.softmax,
             scored: self.scored + other.scored,
         }
@@ -63,7 +69,7 @@ impl Macs {
 /// The counts of a whole forward pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelMacs {
-    /// Patch projection.
+    /// Patch projection, and the stem before it.
     pub embed: Macs,
     /// Each block, its reduction included.
     pub blocks: Vec<Macs>,
@@ -78,9 +84,9 @@ impl ModelMacs {
     pub fn of(config: &VitConfig, method: &impl Method) -> Self {
         let host = config.host();
         let c = config.width as u64;
-        let patch = (config.channels * config.patch[0] * config.patch[1]) as u64;
         let patches = (config.tokens() - config.special_tokens()) as u64;
-        let embed = Macs { linear: patches * patch * c, ..Macs::default() };
+        let project = config.stem.projected(config.channels, config.patch) as u64;
+        let embed = stem::of(config).plus(Macs { linear: patches * project * c, ..Macs::default() });
         let mut token_counts = vec![config.tokens()];
         let mut now = config.tokens();
         let mut blocks = Vec::with_capacity(config.depth);
@@ -95,6 +101,9 @@ impl ModelMacs {
         let n = now as u64;
         let mut head =
             Macs { linear: heads * features * config.classes as u64, normalised: n * c, ..Macs::default() };
+        if config.readout == Readout::ClassAndAux {
+            head.linear += (n - config.special_tokens() as u64) * c * config.classes as u64;
+        }
         if config.readout == Readout::Attention {
             // Keys and values of all tokens; query, projection and MLP of one.
             head.linear += 2 * n * c * c + 2 * c * c + c * (config.hidden + config.fc1_rows()) as u64;

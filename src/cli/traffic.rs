@@ -36,10 +36,13 @@ impl Parameters {
         };
         let tables = [&params.prefix, &params.position].into_iter().flatten().map(values).sum::<u64>();
         Self {
-            embed: linear(&params.patch) + tables + norms(&[&params.norm_pre]),
+            embed: linear(&params.patch)
+                + params.stem.layers().into_iter().map(linear).sum::<u64>()
+                + tables
+                + norms(&[&params.norm_pre]),
             blocks: params.blocks.iter().map(block_parameters).collect(),
             head: norms(&[&params.norm, &params.fc_norm])
-                + heads(&[&params.head, &params.head_dist])
+                + heads(&[&params.head, &params.head_dist, &params.aux_head])
                 + params.attn_pool.as_ref().map_or(0, pool_parameters),
             reducers: reducer_parameters(&params.reducers),
         }
@@ -91,9 +94,8 @@ pub(crate) fn embed_bytes(config: &VitConfig, parameters: &Parameters, batch: u6
     let c = config.width as u64;
     let patches = (config.grid()[0] * config.grid()[1]) as u64;
     let pixels = (config.image[0] * config.image[1] * config.channels) as u64;
-    let row = (config.channels * config.patch[0] * config.patch[1]) as u64;
     // 8-bit pixels to rows; rows to patches; patches to tokens.
-    let activations = patches * row + patches * (row + c) + patches * c + config.tokens() as u64 * c;
+    let activations = config.stem_values() + patches * c + config.tokens() as u64 * c;
     value * (parameters.embed + batch * activations) + batch * pixels
 }
 
@@ -160,6 +162,8 @@ pub(crate) fn head_bytes(
         Readout::Class => c,
         Readout::Mean => tokens * c,
         Readout::ClassAndMean => (tokens + 1) * c,
+        // The auxiliary head's outputs written and read.
+        Readout::ClassAndAux => c + tokens * c + 2 * tokens * config.classes as u64,
         // Tokens and query in front of them read, packed heads written and read, a few rows.
         Readout::Attention => (2 * (tokens + 1) + 6 * (tokens + 1)) * c,
     };

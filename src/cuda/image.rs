@@ -11,7 +11,8 @@ use super::{
     DType, activation::ActivationKernels, attention::AttentionKernels, cluster::ClusterKernels,
     convolution::ConvolutionKernels, frequency::FrequencyKernels, grid_norm::GridNormKernels,
     head_norm::HeadNormKernels, patch::PatchKernels, predictor::PredictorKernels, reduce::ReduceKernels,
-    score::ScoreKernels, softmax::SoftmaxKernels, tokens::TokenKernels, windows::WindowKernels,
+    score::ScoreKernels, softmax::SoftmaxKernels, tokens::TokenKernels, unfold::UnfoldKernels,
+    windows::WindowKernels,
 };
 use crate::{Error, Result};
 
@@ -186,6 +187,7 @@ pub(super) struct Kernels {
     pub(super) score: ScoreKernels,
     pub(super) softmax: SoftmaxKernels,
     pub(super) tokens: TokenKernels,
+    pub(super) unfold: UnfoldKernels,
     pub(super) compose: Kernel,
     pub(super) select_rank: TypedKernels,
     pub(super) select_sort: TypedKernels,
@@ -236,6 +238,7 @@ impl Kernels {
             score: ScoreKernels::load(&module("score")?)?,
             softmax: SoftmaxKernels::load(&module("softmax")?)?,
             tokens: TokenKernels::load(&module("tokens")?)?,
+            unfold: UnfoldKernels::load(&module("unfold")?)?,
             compose: plan.kernel("fv_plan_compose".to_owned())?,
             select_rank: TypedKernels::load(&select, "fv_select_rank")?,
             select_sort: TypedKernels::load(&select, "fv_select_sort")?,

@@ -26,7 +26,8 @@
 //! | [`score`] | kernels/score.cu | [`Backend::token_scores`] |
 //! | [`select`] | kernels/select.cu | [`Backend::select`], [`Backend::keep_in_place`] |
 //! | [`softmax`] | kernels/softmax.cu | the softmax of attention scores, as rows in memory |
-//! | [`tokens`] | kernels/tokens.cu | [`Backend::tokens`], [`Backend::mean_tokens`] |
+//! | [`tokens`] | kernels/tokens.cu | [`Backend::tokens`], [`Backend::mean_tokens`], [`Backend::max_tokens`] |
+//! | [`unfold`] | kernels/unfold.cu | [`Backend::unfold_images`], [`Backend::unfold`] |
 //!
 //! Whole models run on [`Cuda`], which implements [`Backend`](crate::backend::Backend); with one batch size, faster, in an
 //! [`Engine`], a CUDA graph over one allocation. [`Forecast`] tells what either takes.
@@ -64,6 +65,9 @@
 //! [`Backend::head_norm`]: crate::backend::Backend::head_norm
 //! [`Backend::tokens`]: crate::backend::Backend::tokens
 //! [`Backend::mean_tokens`]: crate::backend::Backend::mean_tokens
+//! [`Backend::max_tokens`]: crate::backend::Backend::max_tokens
+//! [`Backend::unfold`]: crate::backend::Backend::unfold
+//! [`Backend::unfold_images`]: crate::backend::Backend::unfold_images
 //! [`Backend::patches`]: crate::backend::Backend::patches
 //! [`Backend::embed`]: crate::backend::Backend::embed
 //! [`Backend::keep_scores`]: crate::backend::Backend::keep_scores
@@ -106,6 +110,7 @@ pub mod select;
 pub mod softmax;
 mod strided;
 pub mod tokens;
+pub mod unfold;
 pub mod windows;
 
 pub use backend::{Cuda, CudaPlan, CudaTensor};

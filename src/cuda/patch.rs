@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{Error, Result};
 
+use super::pixels::NORMALISED;
 pub use super::pixels::{DeviceImages, Pixel, PixelType};
 
 const PATCHES: &str = "patches";
@@ -20,8 +21,6 @@ const EMBED: &str = "embed";
 
 /// Images that an item of the embedding covers.
 const TOGETHER: usize = 4;
-/// Channels of 8-bit images whose mean and deviation the kernels hold.
-const NORMALISED: usize = 16;
 
 /// `PatchParams` of kernels/patch.cu.
 #[repr(C)]
@@ -174,16 +173,7 @@ pub fn patches<P: Pixel, T: Element>(
     out: &mut Strided<CudaViewMut<'_, T>>,
 ) -> Result<()> {
     let borrow = Borrow { op: PATCHES, device, stream };
-    let held = images.data.len();
-    if images.extent().is_none_or(|needed| needed > held) {
-        return Err(Error::argument(
-            PATCHES,
-            format!(
-                "images of shape {:?} and strides {:?} do not lie within their memory of {held} values",
-                images.shape, images.strides
-            ),
-        ));
-    }
+    images.check_length(PATCHES)?;
     let (data, _pixels) = borrow.read_view("images", &images.data)?;
     let (out, _out) = borrow.write("out", out)?;
     let images = DeviceImages { data, shape: images.shape, strides: images.strides };
@@ -224,24 +214,7 @@ pub unsafe fn patches_raw(
             format!("{height}x{width} images do not divide into {ph}x{pw} patches"),
         ));
     }
-    if mean.len() != channels || std.len() != channels {
-        return Err(Error::argument(
-            PATCHES,
-            format!(
-                "mean and deviation of {} and {} channels, the images have {channels}",
-                mean.len(),
-                std.len()
-            ),
-        ));
-    }
-    if pixel == PixelType::U8 && channels > NORMALISED {
-        return Err(Error::argument(
-            PATCHES,
-            format!(
-                "8-bit images have {channels} channels, the kernels normalise up to {NORMALISED}; normalise to f32 first"
-            ),
-        ));
-    }
+    images.check_normalisation(PATCHES, pixel, mean, std)?;
     let (rows, columns) = (height / ph, width / pw);
     out.check_output(PATCHES, "out", dtype)?;
     // Once this holds no product below overflows.

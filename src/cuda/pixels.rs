@@ -1,9 +1,12 @@
 //! Images in device memory.
 
-use cudarc::driver::DeviceRepr;
+use cudarc::driver::{CudaView, DeviceRepr};
 
 use super::{DevicePointer, strided::check_pointer};
 use crate::{Error, Result};
+
+/// Channels of 8-bit images whose mean and deviation the kernels hold.
+pub(super) const NORMALISED: usize = 16;
 
 /// What pixels are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -84,7 +87,54 @@ impl<P> DeviceImages<P> {
     }
 }
 
+impl<T> DeviceImages<CudaView<'_, T>> {
+    /// Checks that the images lie within their view.
+    pub(super) fn check_length(&self, op: &'static str) -> Result<()> {
+        let held = self.data.len();
+        if self.extent().is_some_and(|needed| needed <= held) {
+            return Ok(());
+        }
+        Err(Error::argument(
+            op,
+            format!(
+                "images of shape {:?} and strides {:?} do not lie within their memory of {held} values",
+                self.shape, self.strides
+            ),
+        ))
+    }
+}
+
 impl DeviceImages<DevicePointer> {
+    /// Checks that there is a mean and a deviation for each channel, and room for them in the kernels.
+    pub(super) fn check_normalisation(
+        &self,
+        op: &'static str,
+        pixel: PixelType,
+        mean: &[f32],
+        std: &[f32],
+    ) -> Result<()> {
+        let [_, channels, _, _] = self.shape;
+        if mean.len() != channels || std.len() != channels {
+            return Err(Error::argument(
+                op,
+                format!(
+                    "mean and deviation of {} and {} channels, the images have {channels}",
+                    mean.len(),
+                    std.len()
+                ),
+            ));
+        }
+        if pixel == PixelType::U8 && channels > NORMALISED {
+            return Err(Error::argument(
+                op,
+                format!(
+                    "8-bit images have {channels} channels, the kernels normalise up to {NORMALISED}; normalise to f32 first"
+                ),
+            ));
+        }
+        Ok(())
+    }
+
     /// Checks that no axis is empty, that the kernels' integers hold the shape, and that the address fits the type.
     pub(super) fn check(&self, op: &'static str, pixel: PixelType) -> Result<()> {
         let fits = |&n: &usize| n > 0 && i32::try_from(n).is_ok();

@@ -1,4 +1,4 @@
-//! Some tokens of every image, and the mean of the others (kernels/tokens.cu).
+//! Some tokens of every image, the mean of the others, and their largest values (kernels/tokens.cu).
 
 use std::ops::Range;
 
@@ -17,6 +17,7 @@ use crate::{Error, Result};
 
 const TOKENS: &str = "tokens";
 const MEAN: &str = "mean_tokens";
+const MAX: &str = "max_tokens";
 
 /// `CopyParams` of kernels/tokens.cu.
 #[repr(C)]
@@ -72,12 +73,16 @@ unsafe impl DeviceRepr for MeanParams {}
 pub(super) struct TokenKernels {
     copy: CopyKernels,
     mean: [TypedKernels; 2],
+    max: [TypedKernels; 2],
 }
 
 impl TokenKernels {
     pub(super) fn load(module: &Module) -> Result<Self> {
-        let mean = TypedKernels::wide_and_narrow(module, "fv_mean_tokens", "")?;
-        Ok(Self { copy: CopyKernels::load(module, "fv_tokens")?, mean })
+        Ok(Self {
+            copy: CopyKernels::load(module, "fv_tokens")?,
+            mean: TypedKernels::wide_and_narrow(module, "fv_mean_tokens", "")?,
+            max: TypedKernels::wide_and_narrow(module, "fv_max_tokens", "")?,
+        })
     }
 }
 
@@ -177,15 +182,7 @@ pub fn mean_tokens<T: Element>(
     first: usize,
     out: &mut Strided<CudaViewMut<'_, T>>,
 ) -> Result<()> {
-    let borrow = Borrow { op: MEAN, device, stream };
-    let count = x.shape[0].saturating_mul(x.shape[1]);
-    let (x, _x) = borrow.read("x", x)?;
-    let sizes = sizes.map(|sizes| borrow.read_row("sizes", sizes, count)).transpose()?;
-    let (out, _out) = borrow.write("out", out)?;
-    let sizes = sizes.as_ref().map(|sizes| sizes.0);
-    // SAFETY: every tensor lies within its view (checked above), which lives in the device's context and whose guard
-    // outlives the launch; `out` is borrowed mutably, so it is none of the others.
-    unsafe { mean_tokens_raw(device, stream, T::DTYPE, &x, sizes, first, &out) }
+    Columns::MEAN.run_views(device, stream, x, sizes, first, out)
 }
 
 /// [`mean_tokens`] over device pointers.
@@ -206,35 +203,121 @@ pub unsafe fn mean_tokens_raw(
     first: usize,
     out: &Strided<DevicePointer>,
 ) -> Result<()> {
-    let _range = nvtx::range(MEAN);
-    device.check_stream(MEAN, stream)?;
-    x.check(MEAN, "x", dtype)?;
-    let [batch, n, width] = x.shape;
-    if first >= n {
-        return Err(Error::argument(MEAN, format!("no tokens are left from {first} on, of {n}")));
-    }
-    sizes.map_or(Ok(()), |sizes| check_pointer(MEAN, "sizes", sizes, size_of::<f32>()))?;
-    out.check_output(MEAN, "out", dtype)?;
-    out.expect_shape(MEAN, "out", [batch, 1, width])?;
+    // SAFETY: the caller's promise is the same.
+    unsafe { Columns::MEAN.run(device, stream, dtype, x, sizes, first, out) }
+}
 
-    let rest = x.tokens(&(first..n), dtype);
-    let wide = rest.wide(dtype);
-    let segments = width.div_ceil(columns_a_block(dtype, wide));
-    let blocks = int(MEAN, "blocks", batch.saturating_mul(segments))?;
-    let params = MeanParams {
-        x: rest.data,
-        sizes: sizes.map_or(0, |sizes| sizes + (first * size_of::<f32>()) as u64),
-        out: out.data,
-        x_strides: rest.kernel_strides(),
-        out_stride: out.kernel_strides()[0],
-        sizes_stride: i64::try_from(n).unwrap_or(i64::MAX),
-        tokens: length(MEAN, "tokens", n - first)?,
-        width: int(MEAN, "values a token", width)?,
-        segments: int(MEAN, "blocks an image", segments)?,
-        reserved: 0,
-    };
-    let shape = Shape { grid: blocks.unsigned_abs(), block: ITEM_THREADS as u32, shared_bytes: 0 };
-    let kernel = device.kernels().tokens.mean[usize::from(!wide)].pick(dtype);
-    // SAFETY: `MeanParams` is the kernel's struct; the caller vouches for the memory behind it.
-    unsafe { launch(stream, kernel, shape, &params) }
+/// The largest value of each column over the tokens of `x` (B, N, C) from `first` on, to `out` (B, 1, C). Tokens whose entry of
+/// `sizes` (B, N) is 0 do not count; where none counts it is 0. A NaN among those that count is the result.
+///
+/// # Errors
+/// As [`mean_tokens`].
+pub fn max_tokens<T: Element>(
+    device: &Device,
+    stream: &CudaStream,
+    x: &Strided<CudaView<'_, T>>,
+    sizes: Option<&CudaView<'_, f32>>,
+    first: usize,
+    out: &mut Strided<CudaViewMut<'_, T>>,
+) -> Result<()> {
+    Columns::MAX.run_views(device, stream, x, sizes, first, out)
+}
+
+/// [`max_tokens`] over device pointers.
+///
+/// # Errors
+/// As [`mean_tokens`].
+///
+/// # Safety
+/// As [`mean_tokens_raw`].
+pub unsafe fn max_tokens_raw(
+    device: &Device,
+    stream: &CudaStream,
+    dtype: DType,
+    x: &Strided<DevicePointer>,
+    sizes: Option<DevicePointer>,
+    first: usize,
+    out: &Strided<DevicePointer>,
+) -> Result<()> {
+    // SAFETY: the caller's promise is the same.
+    unsafe { Columns::MAX.run(device, stream, dtype, x, sizes, first, out) }
+}
+
+/// What goes down the columns of tokens.
+#[derive(Clone, Copy)]
+struct Columns {
+    op: &'static str,
+    kernels: fn(&TokenKernels) -> &[TypedKernels; 2],
+}
+
+impl Columns {
+    const MEAN: Self = Self { op: MEAN, kernels: |kernels| &kernels.mean };
+    const MAX: Self = Self { op: MAX, kernels: |kernels| &kernels.max };
+
+    fn run_views<T: Element>(
+        self,
+        device: &Device,
+        stream: &CudaStream,
+        x: &Strided<CudaView<'_, T>>,
+        sizes: Option<&CudaView<'_, f32>>,
+        first: usize,
+        out: &mut Strided<CudaViewMut<'_, T>>,
+    ) -> Result<()> {
+        let borrow = Borrow { op: self.op, device, stream };
+        let count = x.shape[0].saturating_mul(x.shape[1]);
+        let (x, _x) = borrow.read("x", x)?;
+        let sizes = sizes.map(|sizes| borrow.read_row("sizes", sizes, count)).transpose()?;
+        let (out, _out) = borrow.write("out", out)?;
+        let sizes = sizes.as_ref().map(|sizes| sizes.0);
+        // SAFETY: every tensor lies within its view (checked above), which lives in the device's context and whose guard
+        // outlives the launch; `out` is borrowed mutably, so it is none of the others.
+        unsafe { self.run(device, stream, T::DTYPE, &x, sizes, first, &out) }
+    }
+
+    /// # Safety
+    /// As [`mean_tokens_raw`].
+    #[expect(clippy::too_many_arguments, reason = "those of the operations")]
+    unsafe fn run(
+        self,
+        device: &Device,
+        stream: &CudaStream,
+        dtype: DType,
+        x: &Strided<DevicePointer>,
+        sizes: Option<DevicePointer>,
+        first: usize,
+        out: &Strided<DevicePointer>,
+    ) -> Result<()> {
+        let op = self.op;
+        let _range = nvtx::range(op);
+        device.check_stream(op, stream)?;
+        x.check(op, "x", dtype)?;
+        let [batch, n, width] = x.shape;
+        if first >= n {
+            return Err(Error::argument(op, format!("no tokens are left from {first} on, of {n}")));
+        }
+        sizes.map_or(Ok(()), |sizes| check_pointer(op, "sizes", sizes, size_of::<f32>()))?;
+        out.check_output(op, "out", dtype)?;
+        out.expect_shape(op, "out", [batch, 1, width])?;
+
+        let rest = x.tokens(&(first..n), dtype);
+        let wide = rest.wide(dtype);
+        let segments = width.div_ceil(columns_a_block(dtype, wide));
+        let blocks = int(op, "blocks", batch.saturating_mul(segments))?;
+        let params = MeanParams {
+            x: rest.data,
+            sizes: sizes.map_or(0, |sizes| sizes + (first * size_of::<f32>()) as u64),
+            out: out.data,
+            x_strides: rest.kernel_strides(),
+            out_stride: out.kernel_strides()[0],
+            sizes_stride: i64::try_from(n).unwrap_or(i64::MAX),
+            tokens: length(op, "tokens", n - first)?,
+            width: int(op, "values a token", width)?,
+            segments: int(op, "blocks an image", segments)?,
+            reserved: 0,
+        };
+        let shape = Shape { grid: blocks.unsigned_abs(), block: ITEM_THREADS as u32, shared_bytes: 0 };
+        let kernel = (self.kernels)(&device.kernels().tokens)[usize::from(!wide)].pick(dtype);
+        // SAFETY: `MeanParams` is the kernel's struct; the caller vouches for the memory behind it.
+        unsafe { launch(stream, kernel, shape, &params) }
+    }
 }

@@ -1,6 +1,6 @@
 //! Architectures by name, for counting and measuring without a checkpoint.
 
-use super::{Activation, BlockParams, BlockSize, Readout, Reducers, VitConfig, VitParams};
+use super::{Activation, BlockParams, BlockSize, Readout, Reducers, Stem, StemParams, VitConfig, VitParams};
 use crate::{
     Error, Result, Tensor,
     backend::{Linear, Norm, Predictor},
@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// (name, image, patch, width, depth, heads, LayerScale, registers, class token's own distillation)
-const NAMES: [(&str, [usize; 5], Extra); 20] = [
+const NAMES: [(&str, [usize; 5], Extra); 23] = [
     ("deit_tiny", [224, 16, 192, 12, 3], Extra::Nothing),
     ("deit_small", [224, 16, 384, 12, 6], Extra::Nothing),
     ("deit_base", [224, 16, 768, 12, 12], Extra::Nothing),
@@ -30,6 +30,9 @@ const NAMES: [(&str, [usize; 5], Extra); 20] = [
     ("dinov2_base_reg", [518, 14, 768, 12, 12], Extra::Headless(4)),
     ("clip_vit_b16", [224, 16, 768, 12, 12], Extra::Clip(512)),
     ("clip_vit_l14", [224, 14, 1024, 24, 16], Extra::Clip(768)),
+    ("lvvit_t", [224, 16, 240, 12, 4], Extra::LvVit),
+    ("lvvit_s", [224, 16, 384, 16, 6], Extra::LvVit),
+    ("lvvit_m", [224, 16, 512, 20, 8], Extra::LvVit),
 ];
 
 #[derive(Clone, Copy)]
@@ -42,6 +45,18 @@ enum Extra {
     Structured(usize, usize),
     /// CLIP's visual tower with a projection of this width.
     Clip(usize),
+    /// A stem of convolutions with 64 filters, an auxiliary head, no bias of queries, keys and values.
+    LvVit,
+}
+
+impl Extra {
+    /// Outputs of the MLP's first layer for a model of this width.
+    fn hidden(self, width: usize) -> usize {
+        match self {
+            Self::LvVit => 3 * width,
+            _ => 4 * width,
+        }
+    }
 }
 
 /// The names that [`config`] knows.
@@ -65,11 +80,12 @@ pub fn config(name: &str) -> Result<VitConfig> {
     Ok(VitConfig {
         image: [image; 2],
         patch: [patch; 2],
+        stem: if let Extra::LvVit = extra { Stem::Convolutions { filters: 64 } } else { Stem::Patches },
         channels: 3,
         width,
         depth,
         heads,
-        hidden: 4 * width,
+        hidden: extra.hidden(width),
         compact: match extra {
             Extra::Structured(heads, share) => {
                 vec![BlockSize { heads, hidden: 4 * width * share / 10 }; depth]
@@ -77,13 +93,13 @@ pub fn config(name: &str) -> Result<VitConfig> {
             _ => Vec::new(),
         },
         activation: if clip { Activation::QuickGelu } else { Activation::Gelu },
-        norm_eps: if clip { 1e-5 } else { 1e-6 },
+        norm_eps: if matches!(extra, Extra::Clip(_) | Extra::LvVit) { 1e-5 } else { 1e-6 },
         class_token: true,
         distillation_token: matches!(extra, Extra::Distilled),
         registers: if let Extra::Headless(registers) = extra { registers } else { 0 },
-        readout: Readout::Class,
+        readout: if let Extra::LvVit = extra { Readout::ClassAndAux } else { Readout::Class },
         classes: match extra {
-            Extra::Nothing | Extra::Distilled | Extra::Structured(..) => 1000,
+            Extra::Nothing | Extra::Distilled | Extra::Structured(..) | Extra::LvVit => 1000,
             Extra::Headless(_) => 0,
             Extra::Clip(width) => width,
         },
@@ -156,13 +172,23 @@ pub fn random_params(config: &VitConfig, seed: u64) -> VitParams<Tensor> {
         weight: random(&[outputs, inputs], (inputs as f32).powf(-0.5)),
         bias: Some(Tensor::zeros(&[outputs])),
     };
-    let patch = linear(c, config.channels * config.patch[0] * config.patch[1]);
+    let stem = match config.stem {
+        Stem::Patches => StemParams::Patches,
+        Stem::Convolutions { filters } => StemParams::Convolutions([
+            linear(filters, 49 * config.channels),
+            linear(filters, 9 * filters),
+            linear(filters, 9 * filters),
+        ]),
+    };
+    let patch = linear(c, config.stem.projected(config.channels, config.patch));
     let blocks = (0..config.depth).map(|layer| {
         let BlockSize { heads, hidden } = config.block(layer);
         let inner = heads * config.head_dim();
+        let qkv = linear(3 * inner, c);
         BlockParams {
             norm1: norm(c),
-            qkv: linear(3 * inner, c),
+            // LV-ViT's and T2T-ViT's have no bias there.
+            qkv: if config.stem == Stem::Patches { qkv } else { Linear { bias: None, ..qkv } },
             q_norm: None,
             k_norm: None,
             attn_norm: None,
@@ -177,8 +203,11 @@ pub fn random_params(config: &VitConfig, seed: u64) -> VitParams<Tensor> {
     let features = if config.readout == Readout::ClassAndMean { 2 * c } else { c };
     let head = (config.classes > 0).then(|| linear(config.classes, features));
     let head_dist = (config.classes > 0 && config.distillation_token).then(|| linear(config.classes, c));
+    let aux = config.classes > 0 && config.readout == Readout::ClassAndAux;
+    let aux_head = aux.then(|| linear(config.classes, c));
     let special = config.special_tokens();
     VitParams {
+        stem,
         patch,
         prefix: (special > 0).then(|| random(&[special, c], 0.02)),
         position: Some(random(&[config.tokens() - special, c], 0.02)),
@@ -189,6 +218,7 @@ pub fn random_params(config: &VitConfig, seed: u64) -> VitParams<Tensor> {
         fc_norm: None,
         head,
         head_dist,
+        aux_head,
         reducers: Reducers::default(),
     }
 }

@@ -1,5 +1,6 @@
 //! What a plain vision transformer is made of: its numbers, its parameters, its input transform.
 
+use super::{Stem, StemParams};
 use crate::{
     Error, Result,
     backend::{Linear, Norm, Predictor},
@@ -69,10 +70,13 @@ pub enum Readout {
     ClassAndMean,
     /// The attention of one learned query over all tokens, and an MLP (timm's `attn_pool`, SigLIP's head).
     Attention,
+    /// The class token; half of the largest logits that an auxiliary head gives the patches' tokens that are left are added to
+    /// the head's (LV-ViT).
+    ClassAndAux,
 }
 
 impl Readout {
-    const ALL: [Self; 4] = [Self::Class, Self::Mean, Self::ClassAndMean, Self::Attention];
+    const ALL: [Self; 5] = [Self::Class, Self::Mean, Self::ClassAndMean, Self::Attention, Self::ClassAndAux];
 
     /// The name used in overrides and by `foveate info`.
     pub fn name(self) -> &'static str {
@@ -81,6 +85,7 @@ impl Readout {
             Self::Mean => "mean",
             Self::ClassAndMean => "class_and_mean",
             Self::Attention => "attention",
+            Self::ClassAndAux => "class_and_aux",
         }
     }
 
@@ -106,6 +111,8 @@ pub struct VitConfig {
     pub image: [usize; 2],
     /// Patch height and width in pixels.
     pub patch: [usize; 2],
+    /// How pixels become the patches' tokens.
+    pub stem: Stem,
     /// Input channels: 3 or 1.
     pub channels: usize,
     /// Width C of the residual stream.
@@ -243,13 +250,15 @@ impl VitConfig {
         if self.distillation_token && !self.class_token {
             return fail("a distillation token needs a class token before it".into());
         }
-        if matches!(self.readout, Readout::Class | Readout::ClassAndMean) && !self.class_token {
+        if matches!(self.readout, Readout::Class | Readout::ClassAndMean | Readout::ClassAndAux)
+            && !self.class_token
+        {
             return fail("the head reads a class token, but the model has none; set pool to mean".into());
         }
         if !(self.norm_eps.is_finite() && self.norm_eps > 0.0) {
             return fail(format!("LayerNorm epsilon {} must be a positive number", self.norm_eps));
         }
-        Ok(())
+        self.check_stem()
     }
 }
 
@@ -303,7 +312,10 @@ pub struct PoolParams<T> {
 /// The parameters of a plain vision transformer, over the tensors of some backend (or host tensors).
 #[derive(Clone, Debug)]
 pub struct VitParams<T> {
-    /// Patch projection as a matrix, (C, channels · patch height · patch width).
+    /// What comes before the patch projection.
+    pub stem: StemParams<T>,
+    /// Patch projection as a matrix, (C, channels · patch height · patch width); behind a stem, (C, what it hands over), in the
+    /// order of [`Backend::unfold`](crate::backend::Backend::unfold).
     pub patch: Linear<T>,
     /// Class, distillation and register tokens with their positions already added, (special, C); absent without any.
     pub prefix: Option<T>,
@@ -323,6 +335,8 @@ pub struct VitParams<T> {
     pub head: Option<Linear<T>>,
     /// The distillation token's classifier; its logits and the class token's are averaged.
     pub head_dist: Option<Linear<T>>,
+    /// What [`Readout::ClassAndAux`] adds the largest outputs of: the auxiliary classifier, its weights and biases halved.
+    pub aux_head: Option<Linear<T>>,
     /// What reduction methods were trained with.
     pub reducers: Reducers<T>,
 }

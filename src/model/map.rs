@@ -108,6 +108,7 @@ impl<T> VitParams<T> {
     /// The first one that `f` returns.
     pub fn try_map<U>(self, f: &mut dyn FnMut(T) -> Result<U>) -> Result<VitParams<U>> {
         Ok(VitParams {
+            stem: self.stem.try_map(f)?,
             patch: self.patch.try_map(f)?,
             prefix: self.prefix.map(&mut *f).transpose()?,
             position: self.position.map(&mut *f).transpose()?,
@@ -118,6 +119,7 @@ impl<T> VitParams<T> {
             fc_norm: self.fc_norm.try_map(f)?,
             head: self.head.try_map(f)?,
             head_dist: self.head_dist.try_map(f)?,
+            aux_head: self.aux_head.try_map(f)?,
             reducers: self.reducers.try_map(f)?,
         })
     }

@@ -3,9 +3,12 @@
 pub mod affnet;
 pub mod arch;
 mod config;
+mod heads;
 mod map;
+mod stem;
 mod vit;
 
 pub use affnet::{AffNet, AffNetConfig};
 pub use config::{Activation, BlockParams, BlockSize, PoolParams, Readout, Reducers, VitConfig, VitParams};
+pub use stem::{Stem, StemParams};
 pub use vit::{Observer, Output, Vit};

@@ -1,6 +1,6 @@
-//! The plain vision transformer: ViT, DeiT, DINOv2, CLIP's visual tower.
+//! The plain vision transformer: ViT, DeiT, DINOv2, CLIP's visual tower, LV-ViT.
 
-use super::{BlockParams, BlockSize, Readout, VitConfig, VitParams};
+use super::{BlockParams, BlockSize, Readout, VitConfig, VitParams, heads::padded};
 use crate::{
     Error, Images, Result, SourceMap, Tensor,
     backend::{Backend, Epilogue, Heads, Linear, Merged, Norm, Pooling, ScoreRequest, Scores},
@@ -13,6 +13,8 @@ pub struct Vit<B: Backend> {
     backend: B,
     config: VitConfig,
     params: VitParams<B::Tensor>,
+    /// Values of a head in `params`: those of the model, and zeros up to what the backend has kernels for.
+    head_dim: usize,
 }
 
 /// What a forward pass gives.
@@ -62,14 +64,15 @@ impl<B: Backend> Vit<B> {
     pub fn new(backend: B, config: VitConfig, params: VitParams<Tensor>) -> Result<Self> {
         config.check()?;
         check_params(&config, &params)?;
+        let (params, head_dim) = padded(params, &config, backend.head_dim(config.head_dim()))?;
         let params = params.try_map(&mut |tensor| backend.upload(tensor))?;
-        Ok(Self { backend, config, params })
+        Ok(Self { backend, config, params, head_dim })
     }
 
     /// The same parameters on another backend that can use them.
     #[cfg(feature = "cuda")]
     pub(crate) fn on(&self, backend: B) -> Self {
-        Self { backend, config: self.config.clone(), params: self.params.clone() }
+        Self { backend, config: self.config.clone(), params: self.params.clone(), head_dim: self.head_dim }
     }
 
     /// The model's numbers.
@@ -80,6 +83,10 @@ impl<B: Backend> Vit<B> {
     /// The backend it runs on.
     pub fn backend(&self) -> &B {
         &self.backend
+    }
+
+    pub(super) fn params(&self) -> &VitParams<B::Tensor> {
+        &self.params
     }
 
     /// What reduction methods may know of this model.
@@ -114,11 +121,12 @@ impl<B: Backend> Vit<B> {
                 c.image[0], c.image[1], c.channels
             )));
         }
-        let rows = self.backend.patches(images, c.patch, &c.transform.mean, &c.transform.std)?;
+        let rows = self.input_rows(images)?;
         self.forward_patches(rows, method, observer)
     }
 
-    /// Runs from rows of normalised pixels on, (B, patches, channels · patch height · patch width).
+    /// Runs from rows of normalised pixels on, (B, patches, channels · patch height · patch width), or as the stem's first window
+    /// sees them.
     pub(crate) fn forward_patches(
         &self,
         rows: B::Tensor,
@@ -144,8 +152,7 @@ impl<B: Backend> Vit<B> {
     }
 
     fn embed(&self, rows: B::Tensor) -> Result<Stream<B::Tensor>> {
-        let patches = self.backend.linear(&rows, self.params.patch.all(), Epilogue::None)?;
-        drop(rows);
+        let patches = self.patch_tokens(rows)?;
         let mut tokens =
             self.backend.embed(&patches, self.params.prefix.as_ref(), self.params.position.as_ref())?;
         drop(patches);
@@ -173,7 +180,7 @@ impl<B: Backend> Vit<B> {
         };
         let mean = || backend.mean_tokens(&tokens, sizes.as_ref(), special);
         let mut features = match self.config.readout {
-            Readout::Class => token(0)?,
+            Readout::Class | Readout::ClassAndAux => token(0)?,
             Readout::Mean => mean()?,
             Readout::Attention => self.attention_pool(&tokens, sizes.as_ref(), proportional)?,
             Readout::ClassAndMean => backend.concat(&token(0)?, &mean()?)?,
@@ -182,7 +189,15 @@ impl<B: Backend> Vit<B> {
             features = backend.layer_norm(&features, norm)?;
         }
         let head = |head: &Linear<B::Tensor>, x: &B::Tensor| backend.linear(x, head.all(), Epilogue::None);
-        let mut logits = params.head.as_ref().map(|layer| head(layer, &features)).transpose()?;
+        let mut logits = match (&params.head, &params.aux_head) {
+            (Some(layer), Some(aux)) if self.config.readout == Readout::ClassAndAux => {
+                let dense = head(aux, &tokens)?;
+                let largest = backend.max_tokens(&dense, sizes.as_ref(), special)?;
+                drop(dense);
+                Some(backend.linear(&features, layer.all(), Epilogue::AddTo(largest))?)
+            }
+            (layer, _) => layer.as_ref().map(|layer| head(layer, &features)).transpose()?,
+        };
         let mut head_logits = None;
         if let (Some(class), Some(layer)) = (&logits, &params.head_dist) {
             let distilled = head(layer, &token(1)?)?;
@@ -444,8 +459,8 @@ impl<B: Backend, M: Method> BlockPass<'_, B, M> {
 
     /// Parts `parts` of query (0), key (1) and value (2), packed.
     fn heads(&self, normed: &B::Tensor, parts: std::ops::Range<usize>) -> Result<B::Tensor> {
-        let (backend, config) = (&self.model.backend, &self.model.config);
-        let (heads, inner) = (self.heads_here(), self.heads_here() * config.head_dim());
+        let backend = &self.model.backend;
+        let (heads, inner) = (self.heads_here(), self.heads_here() * self.model.head_dim);
         let rows = parts.start * inner..parts.end * inner;
         let mut packed = backend.linear(normed, self.block.qkv.rows(rows), Epilogue::None)?;
         for (part, norm) in [&self.block.q_norm, &self.block.k_norm].into_iter().enumerate() {
@@ -466,7 +481,7 @@ impl<B: Backend, M: Method> BlockPass<'_, B, M> {
         Heads {
             packed,
             heads: self.heads_here(),
-            head_dim: config.head_dim(),
+            head_dim: self.model.head_dim,
             scale: config.attention_scale(),
             sizes: sizes.filter(|_| self.method.proportional_attention()),
         }
@@ -527,7 +542,8 @@ fn check_params(config: &VitConfig, params: &VitParams<Tensor>) -> Result<()> {
             config.depth
         )));
     }
-    linear("patch", &params.patch, c, config.channels * config.patch[0] * config.patch[1])?;
+    params.stem.check(config, linear)?;
+    linear("patch", &params.patch, c, config.stem.projected(config.channels, config.patch))?;
     match &params.prefix {
         Some(prefix) => expect("prefix", prefix, &[special, c])?,
         None if special > 0 => {
@@ -575,10 +591,17 @@ fn check_params(config: &VitConfig, params: &VitParams<Tensor>) -> Result<()> {
     }
     let features = if config.readout == Readout::ClassAndMean { 2 * c } else { c };
     norm("fc_norm", params.fc_norm.as_ref(), features)?;
-    for (name, head) in [("head", &params.head), ("head_dist", &params.head_dist)] {
+    for (name, head) in
+        [("head", &params.head), ("head_dist", &params.head_dist), ("aux_head", &params.aux_head)]
+    {
         if let Some(head) = head {
             linear(name, head, config.classes, if name == "head" { features } else { c })?;
         }
+    }
+    if config.readout == Readout::ClassAndAux && (params.head.is_none() || params.aux_head.is_none()) {
+        return Err(Error::model(
+            "the readout adds an auxiliary head to the head, but the model lacks one of them; set readout to class",
+        ));
     }
     for (i, predictor) in params.reducers.predictors.iter().enumerate() {
         let name = |part: &str| format!("predictors.{i}.{part}");

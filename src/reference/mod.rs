@@ -25,6 +25,7 @@ pub mod predictor;
 mod readout;
 mod score;
 pub mod select;
+mod stem;
 mod windows;
 
 use std::{ops::Range, sync::Arc};
@@ -34,7 +35,7 @@ use crate::{
     backend::{
         Backend, Cluster, Convolution, Depthwise, Epilogue, Frequency, GridBackend, Heads, KeepInPlace,
         Linear, LinearRows, Matching, Merged, Norm, NormOver, Pooling, Predictor, ScoreRequest, Scores,
-        Select,
+        Select, Window,
     },
     model::Activation,
 };
@@ -109,6 +110,14 @@ impl Backend for Reference {
 
     fn patches(&self, images: &Images, patch: [usize; 2], mean: &[f32], std: &[f32]) -> Result<Tensor> {
         self.run(|| patch::patches(images, patch, mean, std))
+    }
+
+    fn unfold_images(&self, images: &Images, window: Window, mean: &[f32], std: &[f32]) -> Result<Tensor> {
+        self.run(|| stem::unfold_images(images, window, mean, std))
+    }
+
+    fn unfold(&self, x: &Tensor, grid: [usize; 2], window: Window) -> Result<Tensor> {
+        self.run(|| stem::unfold(x, grid, window))
     }
 
     fn embed(&self, patches: &Tensor, prefix: Option<&Tensor>, position: Option<&Tensor>) -> Result<Tensor> {
@@ -210,6 +219,10 @@ impl Backend for Reference {
 
     fn mean_tokens(&self, x: &Tensor, sizes: Option<&Tensor>, first: usize) -> Result<Tensor> {
         patch::mean_tokens(x, sizes, first)
+    }
+
+    fn max_tokens(&self, x: &Tensor, sizes: Option<&Tensor>, first: usize) -> Result<Tensor> {
+        stem::max_tokens(x, sizes, first)
     }
 
     fn concat(&self, left: &Tensor, right: &Tensor) -> Result<Tensor> {

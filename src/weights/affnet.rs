@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, path::Path};
 
-use super::{Checkpoint, ConfigFile, LoadedVit, Overrides, Provenance, load_vit, text::shape};
+use super::{Checkpoint, ConfigFile, LoadedVit, Overrides, Provenance, batch_norm, load_vit, text::shape};
 use crate::{
     Error, Result, Tensor,
     backend::{Convolution, Depthwise, Frequency, GridBackend, Linear, Norm, NormOver},
@@ -16,8 +16,6 @@ use crate::{
     },
 };
 
-/// Epsilon of every batch norm, the framework's default.
-const BATCH_NORM_EPS: f64 = 1e-5;
 /// What the official configurations leave as it is.
 const NORM_EPS: f32 = 1e-5;
 const THRESHOLD: f32 = 0.01;
@@ -111,6 +109,7 @@ pub fn load_affnet(checkpoint: &Checkpoint, overrides: &Overrides) -> Result<Loa
         ("heads", overrides.heads.map(|heads| heads.to_string())),
         ("readout", overrides.readout.map(|readout| readout.name().to_owned())),
         ("position_antialias", overrides.position_antialias.map(|flag| flag.to_string())),
+        ("skip_lam", overrides.skip_lam.map(|skip| skip.to_string())),
     ];
     if let Some((key, Some(value))) = unfit.iter().find(|(_, value)| value.is_some()) {
         return Err(not_here(
@@ -316,35 +315,21 @@ impl<'a> Reader<'a> {
 
     /// Scale and shift that a batch norm of `width` channels is.
     fn batch_norm(&mut self, name: &str, width: usize) -> Result<[Vec<f64>; 2]> {
-        let mut part = |part: &str| -> Result<Vec<f64>> {
-            let tensor = self.take(format!("{name}.{part}"), &[width])?;
-            Ok(tensor.data().iter().map(|&value| f64::from(value)).collect())
-        };
-        let [weight, bias, mean, variance] =
-            [part("weight")?, part("bias")?, part("running_mean")?, part("running_var")?];
-        if let Some(negative) = variance.iter().find(|value| **value < 0.0) {
-            let what = format!("holds {negative}; a variance is at least 0");
-            return Err(self.checkpoint.error(&format!("{name}.running_var"), what));
-        }
-        let scale: Vec<f64> =
-            weight.iter().zip(&variance).map(|(weight, v)| weight / (v + BATCH_NORM_EPS).sqrt()).collect();
-        let shift = bias.iter().zip(&mean).zip(&scale).map(|((bias, mean), scale)| bias - mean * scale);
-        let shift = shift.collect();
+        let mut part = |part: &str| self.take(format!("{name}.{part}"), &[width]);
+        let parts = [part("weight")?, part("bias")?, part("running_mean")?, part("running_var")?];
         // A count of batches seen, which nothing depends on.
         self.taken.insert(format!("{name}.num_batches_tracked"));
-        Ok([scale, shift])
+        batch_norm::scale_and_shift(&parts).map_err(|negative| {
+            let what = format!("holds {negative}; a variance is at least 0");
+            self.checkpoint.error(&format!("{name}.running_var"), what)
+        })
     }
 
     /// Weight and bias of `layer.block.conv` with the batch norm behind it folded in.
     fn folded(&mut self, layer: &str, expected: &[usize]) -> Result<(Tensor, Tensor)> {
-        let mut weight = self.take(format!("{layer}.block.conv.weight"), expected)?;
-        let [scale, shift] = self.batch_norm(&format!("{layer}.block.norm"), expected[0])?;
-        let row = weight.data().len() / expected[0];
-        for (row, scale) in weight.data_mut().chunks_mut(row).zip(&scale) {
-            row.iter_mut().for_each(|value| *value = (f64::from(*value) * scale) as f32);
-        }
-        let bias = Tensor::new(&[expected[0]], shift.iter().map(|&value| value as f32).collect())?;
-        Ok((weight, bias))
+        let weight = self.take(format!("{layer}.block.conv.weight"), expected)?;
+        let norm = self.batch_norm(&format!("{layer}.block.norm"), expected[0])?;
+        batch_norm::fold(weight, &norm)
     }
 
     fn pointwise(&mut self, layer: &str, outputs: usize, inputs: usize) -> Result<Linear<Tensor>> {

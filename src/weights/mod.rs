@@ -7,6 +7,7 @@
 //! and the remedy.
 
 mod affnet;
+mod batch_norm;
 mod config;
 mod file;
 mod header;
@@ -18,6 +19,7 @@ mod parameters;
 mod position;
 mod reducers;
 mod settings;
+mod stem;
 mod text;
 mod vit;
 

@@ -3,6 +3,8 @@
 //! A family is a table. Reading a file turns its names into slots; a missing parameter is reported by turning its slot
 //! back into the name the file would have used.
 
+mod stems;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Checkpoint, reducers::is_reducer, text::shown};
@@ -16,6 +18,8 @@ pub enum Family {
     Timm,
     /// The official DINOv2, a dialect of timm's.
     Dinov2,
+    /// The official LV-ViT (token labeling), a dialect of timm's.
+    LvVit,
     /// Hugging Face's ViT and DeiT.
     HuggingFaceVit,
     /// Hugging Face's DINOv2, with and without registers.
@@ -32,6 +36,7 @@ impl Family {
         match self {
             Self::Timm => "timm VisionTransformer",
             Self::Dinov2 => "official DINOv2",
+            Self::LvVit => "official LV-ViT",
             Self::HuggingFaceVit => "Hugging Face ViT/DeiT",
             Self::HuggingFaceDinov2 => "Hugging Face DINOv2",
             Self::HuggingFaceClip => "Hugging Face CLIP (visual tower)",
@@ -100,13 +105,15 @@ struct Naming {
     /// In front of a block's number.
     blocks: &'static str,
     root: &'static [Row],
+    /// More of the same, of stems that some dialects have.
+    stems: &'static [Row],
     block: &'static [Row],
     /// Not needed for inference; a final dot means everything below.
     ignored: &'static [&'static str],
 }
 
 /// What data-parallel training, compilation and wrappers put in front of every name.
-const WRAPPERS: [&str; 4] = ["module.", "model.", "_orig_mod.", "clip."];
+const WRAPPERS: [&str; 6] = ["module.", "model.", "_orig_mod.", "clip.", "state_dict_ema.", "state_dict."];
 
 const FAMILIES: [Naming; 5] = [
     Naming {
@@ -136,6 +143,7 @@ const FAMILIES: [Naming; 5] = [
             layer("head", "head"),
             layer("head_dist", "head_dist"),
         ],
+        stems: stems::ROWS,
         block: &[
             layer("norm1", "norm1"),
             layer("attn.qkv", "attn.qkv"),
@@ -175,6 +183,7 @@ const FAMILIES: [Naming; 5] = [
             top("cls_classifier", "head"),
             top("distillation_classifier", "head_dist"),
         ],
+        stems: &[],
         block: &[
             layer("layernorm_before", "norm1"),
             layer("attention.attention.query", "attn.q"),
@@ -200,6 +209,7 @@ const FAMILIES: [Naming; 5] = [
             layer("layernorm", "norm"),
             top("classifier", "head"),
         ],
+        stems: &[],
         block: &[
             layer("norm1", "norm1"),
             layer("attention.attention.query", "attn.q"),
@@ -229,6 +239,7 @@ const FAMILIES: [Naming; 5] = [
             layer("post_layernorm", "norm"),
             top("visual_projection", "head"),
         ],
+        stems: &[],
         block: &[
             layer("layer_norm1", "norm1"),
             layer("self_attn.q_proj", "attn.q"),
@@ -256,6 +267,7 @@ const FAMILIES: [Naming; 5] = [
             // Stored transposed, (C, outputs), which is why it does not share `head`.
             tensor("proj", "proj_transposed"),
         ],
+        stems: &[],
         block: &[
             layer("ln_1", "norm1"),
             tensor("attn.in_proj_weight", "attn.qkv"),
@@ -282,7 +294,7 @@ const FAMILIES: [Naming; 5] = [
 ];
 
 /// Components of names that tell of an architecture this crate does not compute.
-const UNSUPPORTED: [(&str, &str); 20] = [
+const UNSUPPORTED: [(&str, &str); 19] = [
     ("probe", "attention pooling"),
     ("rel_pos", "relative position biases"),
     ("relative_position", "relative position biases"),
@@ -295,7 +307,6 @@ const UNSUPPORTED: [(&str, &str); 20] = [
     ("conv1", "a convolutional stem"),
     ("conv2", "a convolutional stem"),
     ("stem", "a convolutional stem"),
-    ("aux_head", "LV-ViT's auxiliary head"),
     ("tokens_to_token", "T2T-ViT's tokens-to-token module"),
     ("blocks_token_only", "CaiT's class attention"),
     ("attns", "parallel attention"),
@@ -332,6 +343,8 @@ enum Meaning {
     /// A reduction method's parameter, by its name without wrappers.
     Reducer(String),
     Ignored,
+    /// Ignored, whatever the dialect.
+    Counter,
     Unknown,
 }
 
@@ -373,8 +386,12 @@ impl Naming {
                 return known(Some(block), chunk, row, part);
             }
         }
-        if let Some((row, part)) = find(self.root, body).filter(|(row, _)| in_body || row.top) {
+        let found = find(self.root, body).or_else(|| find(self.stems, body));
+        if let Some((row, part)) = found.filter(|(row, _)| in_body || row.top) {
             return known(None, None, row, part);
+        }
+        if !self.stems.is_empty() && stems::is_counter(name) {
+            return Meaning::Counter;
         }
         let ignored = |pattern: &&str| {
             [name, body].iter().any(|n| n == pattern || (pattern.ends_with('.') && n.starts_with(*pattern)))
@@ -440,12 +457,13 @@ impl Names {
             prefix: "",
             chunks: BTreeMap::new(),
         };
-        let mut official = false;
+        let (mut official, mut labelled) = (false, false);
         let mut unknown = None;
         for name in checkpoint.names() {
             match naming.meaning(name) {
                 Meaning::Known(known) => {
                     official |= ["register_tokens", "mlp.w12"].contains(&known.row) || known.chunk.is_some();
+                    labelled |= ["stem.conv1", "aux_head"].contains(&known.slot.layer);
                     names.insert(checkpoint, name, known)?;
                 }
                 Meaning::Reducer(short) => {
@@ -455,6 +473,7 @@ impl Names {
                         return Err(checkpoint.error(name, what));
                     }
                 }
+                Meaning::Counter => {}
                 Meaning::Ignored => official |= naming.family == Family::Timm,
                 Meaning::Unknown => {
                     let reason = unsupported(name);
@@ -477,7 +496,9 @@ impl Names {
                 ),
             ));
         }
-        if official {
+        if labelled {
+            names.family = Family::LvVit;
+        } else if official {
             names.family = Family::Dinov2;
         }
         if let Some(name) = unknown {
@@ -529,10 +550,11 @@ impl Names {
 
     /// The name a slot that is not there would have in this file.
     pub(super) fn would_be(&self, slot: Slot) -> String {
-        let family = if self.family == Family::Dinov2 { Family::Timm } else { self.family };
+        let dialect = matches!(self.family, Family::Dinov2 | Family::LvVit);
+        let family = if dialect { Family::Timm } else { self.family };
         let row_and_name = FAMILIES.iter().find(|naming| naming.family == family).and_then(|naming| {
-            let rows = if slot.block.is_some() { naming.block } else { naming.root };
-            let candidates = || rows.iter().filter(|row| row.ours == slot.layer);
+            let rows = if slot.block.is_some() { [naming.block, &[]] } else { [naming.root, naming.stems] };
+            let candidates = || rows.into_iter().flatten().filter(|row| row.ours == slot.layer);
             let row =
                 candidates().find(|row| self.rows.contains(row.theirs)).or_else(|| candidates().next())?;
             Some((naming, row, row.name(slot.part)?))
@@ -602,7 +624,7 @@ mod tests {
     #[test]
     fn every_row_of_every_family_reads_its_own_name() {
         for naming in &FAMILIES {
-            for (rows, block) in [(naming.root, None), (naming.block, Some(5))] {
+            for (rows, block) in [(naming.root, None), (naming.stems, None), (naming.block, Some(5))] {
                 for row in rows {
                     for part in [Part::Weight, Part::Bias] {
                         let Some(name) = row.name(part) else { continue };

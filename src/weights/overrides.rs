@@ -14,7 +14,7 @@ pub(super) const LARGEST_SIDE: usize = 1 << 14;
 pub(super) const MOST_PATCHES: usize = 1 << 16;
 
 /// The keys of [`Overrides::set`], for messages and `--help`.
-const KEYS: &str = "heads, image, norm_eps, activation, readout, mean, std, crop_pct, interpolation, position_antialias, norm, shrinkage";
+const KEYS: &str = "heads, image, norm_eps, activation, readout, mean, std, crop_pct, interpolation, position_antialias, skip_lam, norm, shrinkage";
 
 /// Numbers that outrank everything the checkpoint and its configuration say.
 ///
@@ -51,6 +51,8 @@ pub struct Overrides {
     pub interpolation: Option<Interpolation>,
     /// Resample positions with (true) or without (false) antialiasing instead of the family's way.
     pub position_antialias: Option<bool>,
+    /// What an LV-ViT divides its residuals by (the official code's `skip_lam`).
+    pub skip_lam: Option<f32>,
     /// The norms of an AFFNet's blocks.
     pub norm: Option<NormOver>,
     /// The soft shrinkage of an AFFNet's filters.
@@ -60,8 +62,8 @@ pub struct Overrides {
 impl Overrides {
     /// Sets one value from text of the form `key=value`.
     ///
-    /// Images are `224` or `224x320` (height, width), lists are separated by commas, readouts are `class`, `mean` and
-    /// `class_and_mean` (`pool` is another name of the key), flags are `true` and `false`.
+    /// Images are `224` or `224x320` (height, width), lists are separated by commas, readouts are `class`, `mean`,
+    /// `class_and_mean`, `attention` and `class_and_aux` (`pool` is another name of the key), flags are `true` and `false`.
     ///
     /// # Errors
     /// [`Error::Model`] when the key is unknown (the message lists the keys) or the value cannot be used.
@@ -101,7 +103,9 @@ impl Overrides {
             }
             "readout" | "pool" => {
                 let known = Readout::parse(value);
-                self.readout = Some(known.ok_or_else(|| wrong("class, mean, class_and_mean or attention"))?);
+                self.readout = Some(
+                    known.ok_or_else(|| wrong("class, mean, class_and_mean, attention or class_and_aux"))?,
+                );
             }
             "mean" => {
                 self.mean = Some(channels().ok_or_else(|| wrong("1 to 4 numbers separated by commas"))?);
@@ -120,6 +124,10 @@ impl Overrides {
             }
             "position_antialias" => {
                 self.position_antialias = Some(value.parse().map_err(|_| wrong("true or false"))?);
+            }
+            "skip_lam" => {
+                let skip = value.parse().ok().filter(|skip: &f32| skip.is_finite() && *skip > 0.0);
+                self.skip_lam = Some(skip.ok_or_else(|| wrong("a positive number such as 2"))?);
             }
             "norm" => {
                 let known = NormOver::parse(value);
@@ -170,6 +178,7 @@ mod tests {
             "crop_pct=0.875",
             "interpolation=bilinear",
             "position_antialias=true",
+            "skip_lam=2",
             "norm=layer_norm",
             "shrinkage=0.05",
         ] {
@@ -186,6 +195,7 @@ mod tests {
             crop_pct: Some(0.875),
             interpolation: Some(Interpolation::Bilinear),
             position_antialias: Some(true),
+            skip_lam: Some(2.0),
             norm: Some(NormOver::Position),
             shrinkage: Some(0.05),
         };
@@ -224,6 +234,7 @@ mod tests {
             "crop_pct=NaN",
             "interpolation=lanczos",
             "position_antialias=1",
+            "skip_lam=0",
             "norm=rms",
             "shrinkage=-1",
             "Heads=3",

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     Error, Result, Tensor,
     backend::{Linear, Norm},
-    model::{BlockParams, PoolParams, VitParams},
+    model::{BlockParams, PoolParams, Stem, VitParams},
 };
 
 /// What the shapes alone tell about a model.
@@ -29,6 +29,7 @@ pub(super) struct Skeleton {
     pub(super) gated: bool,
     pub(super) channels: usize,
     pub(super) patch: [usize; 2],
+    pub(super) stem: Stem,
     pub(super) class_token: bool,
     pub(super) distillation_token: bool,
     pub(super) registers: usize,
@@ -41,6 +42,7 @@ pub(super) struct Skeleton {
     pub(super) norm_pre: bool,
     pub(super) fc_norm: bool,
     pub(super) attn_pool: bool,
+    pub(super) aux_head: bool,
 }
 
 /// Hands out the tensors of a checkpoint by slot, and knows which ones nobody asked for.
@@ -53,7 +55,7 @@ pub(super) struct Reader<'a> {
     taken: BTreeSet<Slot>,
 }
 
-const fn root(layer: &'static str) -> Slot {
+pub(super) const fn root(layer: &'static str) -> Slot {
     Slot { block: None, layer, part: Part::Weight }
 }
 
@@ -74,8 +76,7 @@ impl<'a> Reader<'a> {
     /// When a tensor that shows one is missing or of a shape that shows nothing.
     pub(super) fn skeleton(&self) -> Result<Skeleton> {
         let [width] = self.extents(block(0, "norm1"), "(C)")?;
-        let [_, channels, height, wide] =
-            self.extents(root("patch_embed.proj"), "(C, channels, patch height, patch width)")?;
+        let (stem, patch, channels) = self.stem()?;
         let [_, hidden] = self.extents(block(0, "mlp.fc2"), "(C, hidden)")?;
         let gated = self.common.contains(&("mlp.fc1_g", Part::Weight)) || {
             let [rows, _] = self.extents(block(0, "mlp.fc1"), "(hidden, C)")?;
@@ -108,7 +109,8 @@ impl<'a> Reader<'a> {
             hidden,
             gated,
             channels,
-            patch: [height, wide],
+            patch,
+            stem,
             class_token: self.has(root("cls_token")),
             distillation_token: self.has(root("dist_token")),
             registers,
@@ -118,10 +120,11 @@ impl<'a> Reader<'a> {
             norm_pre: self.has(root("norm_pre")),
             fc_norm: self.has(root("fc_norm")),
             attn_pool: self.has(root("attn_pool.latent")),
+            aux_head: self.has(root("aux_head")),
         })
     }
 
-    fn has(&self, slot: Slot) -> bool {
+    pub(super) fn has(&self, slot: Slot) -> bool {
         self.names.get(slot).is_some()
     }
 
@@ -134,7 +137,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The same with a given number of axes, none of them empty.
-    fn extents<const N: usize>(&self, slot: Slot, expected: &str) -> Result<[usize; N]> {
+    pub(super) fn extents<const N: usize>(&self, slot: Slot, expected: &str) -> Result<[usize; N]> {
         let found: Option<[usize; N]> = self.shape(slot, expected)?.try_into().ok();
         found.filter(|extents| !extents.contains(&0)).ok_or_else(|| self.misshapen(slot, expected))
     }
@@ -147,6 +150,11 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// An error about a tensor that is there.
+    pub(super) fn error_at(&self, slot: Slot, what: String) -> Error {
+        self.checkpoint.error(self.names.get(slot).unwrap_or(slot.layer), what)
+    }
+
     fn misshapen(&self, slot: Slot, expected: &str) -> Error {
         let name = self.names.get(slot).unwrap_or(slot.layer);
         let found = self.checkpoint.shape(name).unwrap_or_default();
@@ -154,7 +162,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads a tensor of the shape `expected`; axes of extent 1 at the front do not matter.
-    fn take(&mut self, slot: Slot, expected: &[usize]) -> Result<Tensor> {
+    pub(super) fn take(&mut self, slot: Slot, expected: &[usize]) -> Result<Tensor> {
         let found = self.shape(slot, &shape(expected))?;
         let ones = |extents: &[usize]| extents.iter().take_while(|&&extent| extent == 1).count();
         let same = found == expected || found[ones(found)..] == expected[ones(expected)..];
@@ -226,7 +234,14 @@ impl<'a> Reader<'a> {
         Ok(layer)
     }
 
-    fn block(&mut self, i: usize, s: &Skeleton, heads: usize, eps: f32) -> Result<BlockParams<Tensor>> {
+    fn block(
+        &mut self,
+        i: usize,
+        s: &Skeleton,
+        heads: usize,
+        eps: f32,
+        skip: f32,
+    ) -> Result<BlockParams<Tensor>> {
         let (c, head_dim) = (s.width, s.width / heads);
         let norm1 = self.norm(block(i, "norm1"), c, eps)?;
         let qkv = if self.belongs(block(i, "attn.q")) {
@@ -238,7 +253,7 @@ impl<'a> Reader<'a> {
         let k_norm = self.optional_norm(block(i, "attn.k_norm"), head_dim, eps)?;
         let attn_norm = self.optional_norm(block(i, "attn.norm"), c, eps)?;
         let proj = self.linear(block(i, "attn.proj"), c, c)?;
-        let proj = self.scaled(proj, block(i, "ls1"))?;
+        let proj = divided(self.scaled(proj, block(i, "ls1"))?, skip);
         let norm2 = self.norm(block(i, "norm2"), c, eps)?;
         let fc1 = if self.belongs(block(i, "mlp.fc1_g")) {
             self.stacked(&[block(i, "mlp.fc1_g"), block(i, "mlp.fc1_x")], s.hidden, c)?
@@ -247,7 +262,7 @@ impl<'a> Reader<'a> {
         };
         let mlp_norm = self.optional_norm(block(i, "mlp.norm"), s.hidden, eps)?;
         let fc2 = self.linear(block(i, "mlp.fc2"), c, s.hidden)?;
-        let fc2 = self.scaled(fc2, block(i, "ls2"))?;
+        let fc2 = divided(self.scaled(fc2, block(i, "ls2"))?, skip);
         Ok(BlockParams { norm1, qkv, q_norm, k_norm, attn_norm, proj, norm2, fc1, mlp_norm, fc2 })
     }
 
@@ -273,23 +288,24 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads all parameters. `prefix` holds the special tokens and `position` the whole table as stored: (special, C)
-    /// and (rows, C).
+    /// and (rows, C). What the blocks' layers add to the residual stream is divided by `skip`.
     ///
     /// # Errors
     /// When a tensor is missing, misshapen, unreadable, or not asked for by anything.
-    pub(super) fn parameters(mut self, s: &Skeleton, heads: usize, eps: f32) -> Result<VitParams<Tensor>> {
+    pub(super) fn parameters(
+        mut self,
+        s: &Skeleton,
+        heads: usize,
+        eps: f32,
+        skip: f32,
+    ) -> Result<VitParams<Tensor>> {
         let c = s.width;
         // Not `with_capacity`: a number in a name is no reason to allocate. The first missing block ends the loop.
         let mut blocks = Vec::new();
         for i in 0..s.depth {
-            blocks.push(self.block(i, s, heads, eps)?);
+            blocks.push(self.block(i, s, heads, eps, skip)?);
         }
-        let [height, width] = s.patch;
-        let columns = s.channels * height * width;
-        let weight = self.take(root("patch_embed.proj"), &[c, s.channels, height, width])?;
-        let bias = bias_of(root("patch_embed.proj"));
-        let bias = if self.has(bias) { Some(self.take(bias, &[c])?) } else { None };
-        let patch = Linear { weight: weight.reshape(&[c, columns])?, bias };
+        let (stem, patch) = self.read_stem(s)?;
 
         let mut special = Vec::new();
         let tokens = [("cls_token", 1), ("dist_token", 1), ("reg_token", s.registers)];
@@ -329,11 +345,19 @@ impl<'a> Reader<'a> {
         } else {
             None
         };
+        let aux_head = if s.aux_head {
+            let outputs = s.head.map_or(0, |[outputs, _]| outputs);
+            // Its maximum counts half.
+            Some(divided(self.linear(root("aux_head"), outputs, c)?, 2.0))
+        } else {
+            None
+        };
         if let Some((_, name)) = self.names.slots().find(|(slot, _)| !self.taken.contains(slot)) {
             return Err(self.checkpoint.error(name, self.names.extra()));
         }
         let reducers = reducers::read(self.checkpoint, self.names.reducers(), c, s.depth)?;
         Ok(VitParams {
+            stem,
             patch,
             prefix,
             position,
@@ -344,9 +368,18 @@ impl<'a> Reader<'a> {
             fc_norm,
             head,
             head_dist,
+            aux_head,
             reducers,
         })
     }
+}
+
+/// A layer whose outputs are divided by `by`.
+fn divided(mut layer: Linear<Tensor>, by: f32) -> Linear<Tensor> {
+    for tensor in std::iter::once(&mut layer.weight).chain(&mut layer.bias) {
+        tensor.data_mut().iter_mut().for_each(|value| *value /= by);
+    }
+    layer
 }
 
 /// Layers of the same inputs as one: their outputs one after the other. A layer without bias beside one with bias adds
@@ -368,6 +401,6 @@ fn stack(layers: &[Linear<Tensor>]) -> Result<Linear<Tensor>> {
     })
 }
 
-fn bias_of(slot: Slot) -> Slot {
+pub(super) const fn bias_of(slot: Slot) -> Slot {
     Slot { part: Part::Bias, ..slot }
 }

@@ -11,12 +11,28 @@ use super::{
 use crate::{
     Error, Result,
     image::{Interpolation, Transform},
-    model::{Activation, Readout, VitConfig},
+    model::{Activation, Readout, Stem, VitConfig},
 };
 
 /// Widths whose number of heads is a convention rather than width/64.
-const KNOWN_HEADS: [(usize, usize); 9] =
-    [(192, 3), (384, 6), (768, 12), (1024, 16), (1152, 16), (1280, 16), (1408, 16), (1536, 24), (1664, 16)];
+const KNOWN_HEADS: [(usize, usize); 10] = [
+    (192, 3),
+    (240, 4),
+    (384, 6),
+    (768, 12),
+    (1024, 16),
+    (1152, 16),
+    (1280, 16),
+    (1408, 16),
+    (1536, 24),
+    (1664, 16),
+];
+
+/// Width, depth and what residuals are divided by of the released LV-ViTs: nothing in a file tells.
+const KNOWN_SKIPS: [(usize, usize, f32); 4] =
+    [(240, 12, 1.0), (384, 16, 2.0), (512, 20, 2.0), (768, 24, 3.0)];
+/// Widths of the LV-ViTs whose pictures are not cropped.
+const UNCROPPED: [usize; 2] = [512, 768];
 
 /// How a position table is laid out and what becomes of it.
 #[derive(Debug)]
@@ -32,6 +48,8 @@ pub(super) struct Positions {
 pub(super) struct Settings {
     pub(super) config: VitConfig,
     pub(super) positions: Positions,
+    /// What the blocks' additions to the residual stream are divided by.
+    pub(super) skip: f32,
     pub(super) provenance: Vec<Provenance>,
 }
 
@@ -78,6 +96,9 @@ impl Resolver<'_> {
         self.note("family", self.family.name(), "tensor names");
         let (positions, image) = self.positions()?;
         self.note("patch", sides(s.patch), "shapes");
+        if let Stem::Convolutions { filters } = s.stem {
+            self.note("stem", format!("3 convolutions, {filters} filters"), "tensor names, shapes");
+        }
         self.note("channels", s.channels.to_string(), "shapes");
         self.note("width", s.width.to_string(), "shapes");
         self.note("depth", s.depth.to_string(), "tensor names");
@@ -85,6 +106,7 @@ impl Resolver<'_> {
         self.note("hidden", s.hidden.to_string(), "shapes");
         let activation = self.activation()?;
         let norm_eps = self.norm_eps();
+        let skip = self.skip()?;
         let special =
             [("class", usize::from(s.class_token)), ("distillation", usize::from(s.distillation_token))];
         let tokens: Vec<_> =
@@ -109,6 +131,7 @@ impl Resolver<'_> {
         let config = VitConfig {
             image,
             patch: s.patch,
+            stem: s.stem,
             channels: s.channels,
             width: s.width,
             depth: s.depth,
@@ -133,7 +156,7 @@ impl Resolver<'_> {
                 config.head_dim()
             )));
         }
-        Ok(Settings { config, positions, provenance: self.provenance })
+        Ok(Settings { config, positions, skip, provenance: self.provenance })
     }
 
     fn fail(&self, what: impl Into<String>) -> Error {
@@ -276,7 +299,7 @@ impl Resolver<'_> {
         let Sourced { value, source } = given.unwrap_or_else(|| {
             let value = match self.family {
                 Family::HuggingFaceVit => 1e-12,
-                Family::HuggingFaceClip | Family::OpenClip => 1e-5,
+                Family::HuggingFaceClip | Family::OpenClip | Family::LvVit => 1e-5,
                 // timm's CLIP towers, which keep the norm before the blocks.
                 Family::Timm if self.skeleton.norm_pre => 1e-5,
                 _ => 1e-6,
@@ -285,6 +308,34 @@ impl Resolver<'_> {
         });
         self.note("norm_eps", format!("{:e}", value as f32), source);
         value as f32
+    }
+
+    /// What residuals are divided by.
+    fn skip(&mut self) -> Result<f32> {
+        let s = self.skeleton;
+        let set = self.overrides.skip_lam;
+        if self.family != Family::LvVit {
+            return match set {
+                None => Ok(1.0),
+                Some(skip) => Err(self.fail(format!(
+                    "`skip_lam={skip}` does not apply: only LV-ViT divides its residuals; leave it out"
+                ))),
+            };
+        }
+        let known = KNOWN_SKIPS.iter().find(|(width, depth, _)| [*width, *depth] == [s.width, s.depth]);
+        let (skip, source) = match (set, known) {
+            (Some(skip), _) => (skip, "override"),
+            (None, Some((.., skip))) => (*skip, "the released model of this size"),
+            (None, None) => {
+                return Err(self.fail(format!(
+                    "nothing says what an LV-ViT of width {} and depth {} divides its residuals by; set skip_lam (the \
+                     released models of other sizes have 1, 2 and 3)",
+                    s.width, s.depth
+                )));
+            }
+        };
+        self.note("skip_lam", skip.to_string(), source);
+        Ok(skip)
     }
 
     fn readout(&mut self) -> Result<Readout> {
@@ -313,12 +364,21 @@ impl Resolver<'_> {
                     )));
                 }
             },
+            (None, None) if s.aux_head && s.class_token => {
+                (Readout::ClassAndAux, "tensor names (auxiliary head)".into())
+            }
             (None, None) if both => (Readout::ClassAndMean, "shape of the head".into()),
             (None, None) if s.attn_pool => (Readout::Attention, "tensor names (attention pooling)".into()),
             (None, None) if s.fc_norm => (Readout::Mean, "tensor names (norm of the mean)".into()),
             (None, None) if !s.class_token => (Readout::Mean, "tensor names (no class token)".into()),
             (None, None) => (Readout::Class, self.family_default()),
         };
+        if readout == Readout::ClassAndAux && !(s.aux_head && s.head.is_some()) {
+            return Err(self.fail(format!(
+                "readout class_and_aux ({source}) needs a head and an auxiliary head, and the file lacks one; set \
+                 readout=class"
+            )));
+        }
         let inputs = if readout == Readout::ClassAndMean { 2 * s.width } else { s.width };
         let name = readout.name();
         if let Some([_, found]) = s.head.filter(|[_, found]| *found != inputs) {
@@ -351,6 +411,7 @@ impl Resolver<'_> {
         let clip = self.family.is_clip() || self.skeleton.norm_pre;
         let default = if clip { Transform::clip() } else { Transform::imagenet() };
         let usual = if clip { "default of CLIP" } else { "default (ImageNet)" };
+        let uncropped = self.family == Family::LvVit && UNCROPPED.contains(&self.skeleton.width);
         let mean = first(self.overrides.mean.clone(), self.config.mean.take(), self.metadata.mean.take());
         let std = first(self.overrides.std.clone(), self.config.std.take(), self.metadata.std.take());
         let mean = self.per_channel("mean", mean, &default.mean, usual)?;
@@ -360,8 +421,11 @@ impl Resolver<'_> {
         }
 
         let crop = first(self.overrides.crop_pct, self.config.crop_pct.take(), self.metadata.crop_pct.take());
-        let Sourced { value: crop_pct, source } =
-            crop.unwrap_or_else(|| Sourced { value: default.crop_pct, source: usual.into() });
+        let Sourced { value: crop_pct, source } = crop.unwrap_or_else(|| {
+            let (value, source) =
+                if uncropped { (1.0, "the released model of this size") } else { (default.crop_pct, usual) };
+            Sourced { value, source: source.into() }
+        });
         if !(crop_pct > 0.0 && crop_pct <= 1.0) {
             return Err(
                 self.fail(format!("crop_pct {crop_pct} ({source}) must lie above 0 and be at most 1"))

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     Error, Result, Tensor,
     backend::Backend,
-    model::{BlockSize, Vit, VitConfig, VitParams},
+    model::{BlockSize, Readout, Vit, VitConfig, VitParams},
 };
 
 /// Where one number of a model came from.
@@ -50,13 +50,14 @@ impl LoadedVit {
     }
 }
 
-/// Reads a plain vision transformer: timm's ViT, DeiT and DINOv2, the official DINOv2, Hugging Face's ViT, DeiT, DINOv2
+/// Reads a plain vision transformer: timm's ViT, DeiT and DINOv2, the official DINOv2 and LV-ViT, Hugging Face's ViT, DeiT, DINOv2
 /// and CLIP (visual tower), OpenAI's CLIP (visual tower).
 ///
 /// Names and shapes tell the architecture; an override outranks `config`, which outranks the checkpoint's metadata,
-/// which outranks shapes and the family's defaults. Separate queries, keys and values are stacked, LayerScale is folded
-/// into the layers it scales, masks of sparse training (`mask/NAME`, `blocks.{i}.heads`, `blocks.{i}.neurons`) make weights
-/// zero and cut heads and neurons off (reduction methods then see those that are left), special tokens carry their own positions, and the patches' positions are resampled to the
+/// which outranks shapes and the family's defaults. Separate queries, keys and values are stacked, LayerScale, batch norms and what
+/// LV-ViT divides its residuals by are folded into the layers they scale, masks of sparse training (`mask/NAME`, `blocks.{i}.heads`,
+/// `blocks.{i}.neurons`) make weights zero and cut heads and neurons off (reduction methods then see those that are left), special
+/// tokens carry their own positions, and the patches' positions are resampled to the
 /// configured image size.
 ///
 /// # Errors
@@ -88,9 +89,12 @@ pub fn load_vit(
     let names = Names::of(checkpoint)?;
     let reader = Reader::new(checkpoint, &names, masks);
     let skeleton = reader.skeleton()?;
-    let Settings { mut config, positions, mut provenance } =
+    let Settings { mut config, positions, skip, mut provenance } =
         Settings::resolve(checkpoint, names.family, &skeleton, config, overrides)?;
-    let mut params = reader.parameters(&skeleton, config.heads, config.norm_eps)?;
+    let mut params = reader.parameters(&skeleton, config.heads, config.norm_eps, skip)?;
+    if config.readout != Readout::ClassAndAux {
+        params.aux_head = None;
+    }
     place(&mut params, &positions, config.grid())?;
     masks.compact(checkpoint, &mut config, &mut params)?;
     provenance.extend(kept(&config));

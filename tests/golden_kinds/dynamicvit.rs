@@ -82,8 +82,16 @@ pub(crate) fn model(file: &File, check: &mut Check) {
         format!("image={}", file.int("img")),
         format!("norm_eps={}", file.config["ln_eps"]),
     ];
-    let vit = load(&file.path, "w/", &settings);
-    let predictors = loaded(&file.path, "w/", &settings).params.reducers.predictors;
+    schedules(file, check, &settings);
+}
+
+pub(crate) fn lvvit(file: &File, check: &mut Check) {
+    schedules(file, check, &super::stems::lvvit_settings(file));
+}
+
+fn schedules(file: &File, check: &mut Check, settings: &[String]) {
+    let vit = load(&file.path, "w/", settings);
+    let predictors = loaded(&file.path, "w/", settings).params.reducers.predictors;
     let backend = crate::backend();
     let scaled = Tolerance::Scaled(2e-5);
     for schedule in file.config["schedules"].as_array().unwrap() {

@@ -5,10 +5,10 @@ use std::{
     process::ExitCode,
 };
 
-use super::{Check, File, affnet, cluster, dynamicvit, evit, mctf, svite, tome, vit};
+use super::{Check, File, affnet, cluster, dynamicvit, evit, mctf, stems, svite, tome, vit};
 
 /// Kinds of methods and models that are not built yet.
-const PENDING: &[&str] = &["dynamicvit_lvvit", "lvvit", "t2tvit"];
+const PENDING: &[&str] = &["t2tvit"];
 
 fn folder(root: &Path) -> PathBuf {
     if let Some(dir) = std::env::var_os("FOVEATE_GOLDEN_DIR") {
@@ -48,6 +48,8 @@ fn run(kind: &str, file: &File, check: &mut Check) -> Option<()> {
         "aff_op" => affnet::operation(file, check),
         "aff_block" => affnet::block(file, check),
         "affnet" => affnet::model(file, check),
+        "lvvit" => stems::lvvit(file, check),
+        "dynamicvit_lvvit" => dynamicvit::lvvit(file, check),
         "dinov2_reg" => vit::registers(file, check),
         _ => return crate::more(kind, file, check),
     }

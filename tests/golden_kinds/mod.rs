@@ -6,6 +6,7 @@ pub(crate) mod dynamicvit;
 pub(crate) mod evit;
 pub(crate) mod harness;
 pub(crate) mod mctf;
+pub(crate) mod stems;
 pub(crate) mod svite;
 pub(crate) mod tome;
 pub(crate) mod vit;

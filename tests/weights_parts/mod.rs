@@ -6,6 +6,7 @@ mod masks;
 mod models;
 mod noise;
 mod real;
+mod stems;
 
 use std::collections::BTreeMap;
 

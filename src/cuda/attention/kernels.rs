@@ -206,9 +206,27 @@ pub(in crate::cuda) fn permit_shared_memory(
     Ok(())
 }
 
+/// The narrowest heads that there are kernels for and that `head_dim` values fill to three quarters at least; `head_dim` where
+/// there are none. Zeros behind a head's values change nothing but the work.
+pub(in crate::cuda) fn widened(dtype: DType, head_dim: usize) -> usize {
+    let fits = |&wide: &usize| Pass::of(dtype, 1, wide).is_ok();
+    (head_dim..=head_dim.saturating_mul(4) / 3).find(fits).unwrap_or(head_dim)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn heads_are_filled_up_to_the_next_kernel_where_that_costs_at_most_a_third() {
+        let widened = |head_dim| DType::ALL.map(|dtype| widened(dtype, head_dim));
+        assert_eq!(widened(64), [64; 3]);
+        assert_eq!(widened(60), [64; 3], "LV-ViT-T");
+        assert_eq!(widened(12), [16, 12, 12]);
+        assert_eq!(widened(56), [56, 64, 64]);
+        assert_eq!(widened(4), [4; 3]);
+        assert_eq!([widened(0), widened(129), widened(usize::MAX)], [[0; 3], [129; 3], [usize::MAX; 3]]);
+    }
 
     #[test]
     fn the_narrowest_kernel_that_holds_the_keys_is_taken() {

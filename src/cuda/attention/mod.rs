@@ -21,7 +21,7 @@ use cudarc::driver::{CudaStream, CudaView, CudaViewMut, SyncOnDrop};
 
 pub use fold::{Fold, attention_folded, attention_folded_raw};
 use kernels::Pass;
-pub(super) use kernels::{AttentionKernels, permit_shared_memory};
+pub(super) use kernels::{AttentionKernels, permit_shared_memory, widened};
 use params::{launch_scores, launch_values};
 
 use super::{

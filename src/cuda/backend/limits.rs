@@ -1,19 +1,24 @@
 //! Which models the kernels take.
 
 use super::{
-    super::{DType, attention::check_head_dim, image::WIDEST},
+    super::{
+        DType,
+        attention::{check_head_dim, widened},
+        image::WIDEST,
+    },
     Cuda,
 };
 use crate::{Error, Result, model::VitConfig};
 
 impl Cuda {
-    /// Whether there are kernels for a model's heads and width in this type: known before any weight is on a device. What
-    /// else an operation asks for is said when it runs.
+    /// Whether there are kernels for a model's heads and width in this type: known before any weight is on a device. Heads that
+    /// are a little narrower are filled up with zeros, where no norm takes means over them. What else an operation asks for is
+    /// said when it runs.
     ///
     /// # Errors
     /// [`Error::Argument`], which names the number and what there are kernels for.
     pub fn supports(config: &VitConfig, dtype: DType) -> Result<()> {
-        check_head_dim(dtype, config.head_dim())?;
+        check_head_dim(dtype, widened(dtype, config.head_dim()))?;
         if config.width <= WIDEST {
             return Ok(());
         }
@@ -43,6 +48,9 @@ mod tests {
         Cuda::supports(&narrow, DType::F32).unwrap();
         let error = Cuda::supports(&narrow, DType::F16).unwrap_err().to_string();
         assert!(error.contains("heads have 16 values") && error.contains("in f32"), "{error}");
-        assert!(Cuda::supports(&of(60, 3), DType::F32).is_err());
+        assert!(Cuda::supports(&of(12, 3), DType::F32).is_err());
+        // 20 values: filled up to 24 in f32, too few for 32.
+        Cuda::supports(&of(60, 3), DType::F32).unwrap();
+        assert!(Cuda::supports(&of(60, 3), DType::F16).is_err());
     }
 }

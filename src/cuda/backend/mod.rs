@@ -14,6 +14,7 @@ mod memory;
 mod predictor;
 mod readout;
 mod score;
+mod stem;
 mod tensor;
 
 use std::{ops::Range, sync::Arc};
@@ -28,6 +29,7 @@ pub(super) use memory::{Memory, Space, megabytes};
 
 use super::{
     Blas, DType, Device, DevicePointer, PlanPointers, Strided,
+    attention::widened,
     device::driver,
     head_norm::{HeadNorm, head_norm_raw},
     merge::{MergePointers, merge_raw, unmerge_raw},
@@ -38,10 +40,10 @@ use super::{
     tokens::{mean_tokens_raw, tokens_raw},
 };
 use crate::{
-    Error, Images, Pixels, Result, Tensor, TokenPlan,
+    Error, Images, Result, Tensor, TokenPlan,
     backend::{
         Backend, Cluster, Epilogue, Heads, KeepInPlace, Linear, LinearRows, Matching, Merged, Norm, Pooling,
-        Predictor, ScoreRequest, Scores, Select,
+        Predictor, ScoreRequest, Scores, Select, Window,
     },
 };
 
@@ -308,6 +310,10 @@ impl Backend for Cuda {
         tensor.shape()
     }
 
+    fn head_dim(&self, head_dim: usize) -> usize {
+        widened(self.inner.dtype, head_dim)
+    }
+
     fn upload_plan(&self, plan: TokenPlan) -> Result<CudaPlan> {
         CudaPlan::upload(&self.inner.space, &plan)
     }
@@ -317,12 +323,23 @@ impl Backend for Cuda {
     }
 
     fn patches(&self, images: &Images, patch: [usize; 2], mean: &[f32], std: &[f32]) -> Result<CudaTensor> {
-        let space = &self.inner.space;
-        let (memory, pixel) = match images.pixels() {
-            Pixels::U8(pixels) => (Memory::upload(space, pixels)?, PixelType::U8),
-            Pixels::F32(pixels) => (Memory::upload(space, pixels)?, PixelType::F32),
-        };
+        let (memory, pixel) = self.pixels(images)?;
         self.patches_of(&memory, pixel, images.shape(), patch, mean, std)
+    }
+
+    fn unfold_images(
+        &self,
+        images: &Images,
+        window: Window,
+        mean: &[f32],
+        std: &[f32],
+    ) -> Result<CudaTensor> {
+        let (memory, pixel) = self.pixels(images)?;
+        self.windows_of(&memory, pixel, images.shape(), window, mean, std)
+    }
+
+    fn unfold(&self, x: &CudaTensor, grid: [usize; 2], window: Window) -> Result<CudaTensor> {
+        self.unfolded(x, grid, window)
     }
 
     fn embed(
@@ -548,6 +565,10 @@ impl Backend for Cuda {
         // SAFETY: see above the block.
         unsafe { mean_tokens_raw(device, stream, *dtype, &source, sizes, first, &target) }?;
         Ok(out)
+    }
+
+    fn max_tokens(&self, x: &CudaTensor, sizes: Option<&CudaTensor>, first: usize) -> Result<CudaTensor> {
+        self.largest_tokens(x, sizes, first)
     }
 
     fn concat(&self, left: &CudaTensor, right: &CudaTensor) -> Result<CudaTensor> {

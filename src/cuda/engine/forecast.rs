@@ -151,7 +151,11 @@ pub(super) fn forward(
     let input = Memory::constant(backend.space(), shape.iter().product::<usize>() * pixels.bytes())?;
     prepare(&input)?;
     let transform = &config.transform;
-    let rows = backend.patches_of(&input, pixels, shape, config.patch, &transform.mean, &transform.std)?;
+    let (mean, std) = (&transform.mean, &transform.std);
+    let rows = match config.first_window() {
+        None => backend.patches_of(&input, pixels, shape, config.patch, mean, std)?,
+        Some(window) => backend.windows_of(&input, pixels, shape, window, mean, std)?,
+    };
     let output = vit.forward_patches(rows, method, &mut Layers { depth: config.depth })?;
     Ok((input, output))
 }

@@ -7,7 +7,7 @@ use foveate::{
     backend::{
         Attraction, Backend, Cluster, Convolution, Depthwise, Epilogue, Frequency, GridBackend, Heads,
         KeepInPlace, Linear, LinearRows, Matching, Merged, Metric, Norm, NormOver, Pooling, Predictor,
-        ScoreRequest, Scores, Select, Weighting,
+        ScoreRequest, Scores, Select, Weighting, Window,
     },
     cuda::{Cuda, CudaTensor},
     model::Activation,
@@ -76,6 +76,10 @@ impl Backend for Mirror {
         tensor.shape()
     }
 
+    fn head_dim(&self, head_dim: usize) -> usize {
+        self.0.head_dim(head_dim)
+    }
+
     fn upload_plan(&self, plan: TokenPlan) -> Result<TokenPlan> {
         Ok(plan)
     }
@@ -86,6 +90,26 @@ impl Backend for Mirror {
 
     fn patches(&self, images: &Images, patch: [usize; 2], mean: &[f32], std: &[f32]) -> Result<Tensor> {
         self.0.download(&self.0.patches(images, patch, mean, std)?)
+    }
+
+    fn unfold_images(&self, images: &Images, window: Window, mean: &[f32], std: &[f32]) -> Result<Tensor> {
+        self.0.download(&self.0.unfold_images(images, window, mean, std)?)
+    }
+
+    fn unfold(&self, x: &Tensor, grid: [usize; 2], window: Window) -> Result<Tensor> {
+        self.0.download(&self.0.unfold(&self.up(x)?, grid, window)?)
+    }
+
+    fn convolve(
+        &self,
+        x: &Tensor,
+        grid: [usize; 2],
+        window: Window,
+        layer: &Linear<Tensor>,
+        activation: Option<Activation>,
+    ) -> Result<Tensor> {
+        let layer = Linear { weight: self.up(&layer.weight)?, bias: self.up_maybe(layer.bias.as_ref())? };
+        self.0.download(&self.0.convolve(&self.up(x)?, grid, window, &layer, activation)?)
     }
 
     fn embed(&self, patches: &Tensor, prefix: Option<&Tensor>, position: Option<&Tensor>) -> Result<Tensor> {
@@ -265,6 +289,10 @@ impl Backend for Mirror {
 
     fn mean_tokens(&self, x: &Tensor, sizes: Option<&Tensor>, first: usize) -> Result<Tensor> {
         self.0.download(&self.0.mean_tokens(&self.up(x)?, self.up_f32(sizes)?.as_ref(), first)?)
+    }
+
+    fn max_tokens(&self, x: &Tensor, sizes: Option<&Tensor>, first: usize) -> Result<Tensor> {
+        self.0.download(&self.0.max_tokens(&self.up(x)?, self.up_f32(sizes)?.as_ref(), first)?)
     }
 
     fn concat(&self, left: &Tensor, right: &Tensor) -> Result<Tensor> {

@@ -6,7 +6,7 @@ use foveate::{
     backend::Backend,
     cuda::{
         Strided,
-        tokens::{mean_tokens, tokens},
+        tokens::{max_tokens, mean_tokens, tokens},
     },
     reference::Reference,
 };
@@ -82,8 +82,50 @@ fn check_mean<T: Value>(
     Ok(())
 }
 
+/// A maximum rounds nothing: every bit is the reference's. A few tokens have size 0, a few values are NaN or infinite.
+fn check_max<T: Value>(turn: &Turn, layout: Layout, first: usize, sized: bool, seed: u64) {
+    let [batch, n, width] = layout.shape;
+    let mut x = random::<T>(layout.shape.iter().product(), seed, 3.0);
+    let count = x.len();
+    for (at, value) in [(0, f32::NAN), (1, f32::INFINITY), (2, f32::NEG_INFINITY)] {
+        x[(seed as usize).wrapping_mul(31).wrapping_add(at * 97) % count] = value;
+    }
+    let sizes = random::<f32>(batch * n, seed ^ 1, 1.0).into_iter().map(|s| if s < 0.3 { 0.0 } else { s });
+    let sizes = sized.then(|| sizes.collect::<Vec<f32>>());
+    let host_sizes = sizes.clone().map(|sizes| tensor(&[batch, n], sizes));
+    let want = Reference::new().max_tokens(&tensor(&layout.shape, x.clone()), host_sizes.as_ref(), first);
+    let memory: CudaSlice<T> = turn.upload(&layout.spread(&x));
+    let device_sizes: Option<CudaSlice<f32>> = sizes.as_ref().map(|sizes| turn.upload(sizes));
+    let device_sizes = device_sizes.as_ref().map(CudaSlice::as_view);
+    let to = Layout { shape: [batch, 1, width], ..layout };
+    let got = turn.in_every_order(|| {
+        let mut out: CudaSlice<T> = turn.upload(&to.blank());
+        let source = layout.over(memory.slice(layout.lead..));
+        let mut target = to.over(out.slice_mut(to.lead..));
+        max_tokens(&turn.device, &turn.stream, &source, device_sizes.as_ref(), first, &mut target).unwrap();
+        bits(&to.gather(&turn.download(&out)))
+    });
+    assert_eq!(got, bits(want.unwrap().data()), "from {first} on of {layout:?}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn maxima_are_those_of_the_reference(
+        batch in 1_usize..4, n in prop::sample::select(vec![1_usize, 2, 31, 33, 129, 197]), width in prop::sample::select(&WIDTHS),
+        (gap, lead) in place(), first in any::<prop::sample::Index>(), sized in any::<bool>(), dtype in 0..3, seed in any::<u64>(),
+    ) {
+        let Some(turn) = Turn::new() else { return Ok(()) };
+        let layout = Layout { shape: [batch, n, width], gap, lead };
+        let first = first.index(n);
+        match dtype {
+            0 => check_max::<f32>(&turn, layout, first, sized, seed),
+            1 => check_max::<f16>(&turn, layout, first, sized, seed),
+            _ => check_max::<bf16>(&turn, layout, first, sized, seed),
+        }
+        turn.end();
+    }
 
     #[test]
     fn ranges_are_copied(
@@ -219,6 +261,11 @@ fn tokens_are_moved_once() {
         mean_tokens(&turn.device, &turn.stream, &source, Some(&sizes), 1, &mut target).unwrap();
     });
     let must = batch * (2 * (n - 1) * width + 4 * (n - 1) + 2 * width);
+    assert!(traffic.over(must) <= 1.01);
+    let traffic = Traffic::of(&turn, || {
+        let mut target = Strided::new(out.slice_mut(..batch * width), [batch, 1, width]);
+        max_tokens(&turn.device, &turn.stream, &source, Some(&sizes), 1, &mut target).unwrap();
+    });
     assert!(traffic.over(must) <= 1.01);
     turn.end();
 }

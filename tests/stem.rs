@@ -1,0 +1,146 @@
+//! What stands between pixels and the first block: windows, convolutions; and the largest values behind the last.
+
+use foveate::{
+    Images, Pixels, Tensor,
+    backend::{Backend, Linear, Window},
+    model::Activation,
+    reference::Reference,
+};
+use proptest::prelude::*;
+
+fn values(count: usize, seed: u32) -> Vec<f32> {
+    let value = |i: usize| (i as u32).wrapping_add(seed).wrapping_mul(2_654_435_761) >> 16;
+    (0..count).map(|i| value(i) as f32 / 65536.0 - 0.5).collect()
+}
+
+prop_compose! {
+    fn window()(kernel in 1_usize..8, stride in 1_usize..5)
+        (padding in 0..kernel, kernel in Just(kernel), stride in Just(stride)) -> Window {
+        Window { kernel, stride, padding }
+    }
+}
+
+/// What lies at (row, column) of a window's place, by the definition: None beyond the border.
+fn seen(window: Window, place: [usize; 2], tap: [usize; 2], grid: [usize; 2]) -> Option<[usize; 2]> {
+    let at = [0, 1].map(|i| (place[i] * window.stride + tap[i]) as isize - window.padding as isize);
+    let inside = |i: usize| at[i] >= 0 && at[i] < grid[i] as isize;
+    (inside(0) && inside(1)).then(|| at.map(|at| at as usize))
+}
+
+proptest! {
+    #[test]
+    fn windows_see_what_they_stand_over(
+        batch in 1_usize..3, channels in 1_usize..4, height in 1_usize..14, width in 1_usize..14, window in window(),
+        seed in any::<u32>(),
+    ) {
+        let shape = [batch, channels, height, width];
+        let bytes: Vec<u8> = values(shape.iter().product(), seed).iter().map(|v| (v * 255.0 + 128.0) as u8).collect();
+        let (mean, std) = (&[0.4, 0.5, 0.6][..channels], &[0.2, 0.3, 0.4][..channels]);
+        let images = Images::new(shape, Pixels::U8(bytes.clone())).unwrap();
+        let reference = Reference::new();
+        let got = reference.unfold_images(&images, window, mean, std);
+        let Some([rows, columns]) = window.over([height, width]) else {
+            prop_assert!(got.unwrap_err().to_string().contains("has no place on a grid of"));
+            return Ok(());
+        };
+        let (got, k) = (got.unwrap(), window.kernel);
+        prop_assert_eq!(got.shape(), &[batch, rows * columns, channels * k * k][..]);
+        let pixel = |image: usize, c: usize, [y, x]: [usize; 2]| {
+            let byte = bytes[((image * channels + c) * height + y) * width + x];
+            (f32::from(byte) / 255.0 - mean[c]) / std[c]
+        };
+        // The same images as a feature map: channels last.
+        let map = (0..batch * height * width * channels).map(|at| {
+            let (c, x, y) = (at % channels, at / channels % width, at / (channels * width) % height);
+            pixel(at / (channels * width * height), c, [y, x])
+        });
+        let map = Tensor::new(&[batch, height * width, channels], map.collect()).unwrap();
+        let unfolded = reference.unfold(&map, [height, width], window).unwrap();
+        for image in 0..batch {
+            for (row, column) in (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column))) {
+                for at in 0..channels * k * k {
+                    let (c, y, x) = (at / (k * k), at / k % k, at % k);
+                    let want = seen(window, [row, column], [y, x], [height, width]);
+                    let want = want.map_or(0.0, |at| pixel(image, c, at));
+                    let place = (row * columns + column) * channels * k * k;
+                    prop_assert_eq!(got.item(image)[place + at], want);
+                    prop_assert_eq!(unfolded.item(image)[place + (y * k + x) * channels + c], want);
+                }
+            }
+        }
+        let normalised = Tensor::new(&shape, (0..bytes.len()).map(|at| {
+            let (x, y, c) = (at % width, at / width % height, at / (width * height) % channels);
+            pixel(at / (width * height * channels), c, [y, x])
+        }).collect()).unwrap();
+        let images = Images::new(shape, Pixels::F32(normalised.into_data())).unwrap();
+        prop_assert_eq!(reference.unfold_images(&images, window, mean, std).unwrap(), got);
+    }
+
+    #[test]
+    fn convolutions_are_sums_over_what_windows_see(
+        batch in 1_usize..3, channels in 1_usize..6, outputs in 1_usize..5, grid in (1_usize..8, 1_usize..8),
+        window in window(), relu in any::<bool>(), biased in any::<bool>(), seed in any::<u32>(),
+    ) {
+        let grid = <[usize; 2]>::from(grid);
+        let Some([rows, columns]) = window.over(grid) else { return Ok(()) };
+        let inputs = window.taps() * channels;
+        let x = Tensor::new(&[batch, grid[0] * grid[1], channels], values(batch * grid[0] * grid[1] * channels, seed)).unwrap();
+        let weight = Tensor::new(&[outputs, inputs], values(outputs * inputs, seed ^ 1)).unwrap();
+        let bias = biased.then(|| Tensor::new(&[outputs], values(outputs, seed ^ 2)).unwrap());
+        let layer = Linear { weight, bias };
+        let activation = relu.then_some(Activation::Relu);
+        let got = Reference::new().convolve(&x, grid, window, &layer, activation).unwrap();
+        prop_assert_eq!(got.shape(), &[batch, rows * columns, outputs][..]);
+        for (at, &got) in got.data().iter().enumerate() {
+            let (o, place, image) = (at % outputs, at / outputs % (rows * columns), at / (outputs * rows * columns));
+            let mut want = layer.bias.as_ref().map_or(0.0, |bias| f64::from(bias.data()[o]));
+            for tap in 0..window.taps() {
+                let taps = [tap / window.kernel, tap % window.kernel];
+                let Some([y, x_]) = seen(window, [place / columns, place % columns], taps, grid) else { continue };
+                for c in 0..channels {
+                    let value = x.item(image)[(y * grid[1] + x_) * channels + c];
+                    want += f64::from(layer.weight.data()[o * inputs + tap * channels + c]) * f64::from(value);
+                }
+            }
+            let want = if relu { want.max(0.0) } else { want };
+            // K products of up to a quarter.
+            let limit = 4.0 * f64::from(f32::EPSILON) * (inputs as f64).sqrt().max(1.0);
+            prop_assert!((f64::from(got) - want).abs() <= limit, "{got} instead of {want}");
+        }
+    }
+}
+
+#[test]
+fn the_largest_values_of_tokens_that_count() {
+    let x = Tensor::new(&[2, 3, 2], vec![9.0, 9.0, -1.0, 2.0, 5.0, -3.0, 0.0, 0.0, 1.0, f32::NAN, 2.0, 4.0])
+        .unwrap();
+    let reference = Reference::new();
+    let all = reference.max_tokens(&x, None, 1).unwrap();
+    assert_eq!(all.data()[..3], [5.0, 2.0, 2.0]);
+    assert!(all.data()[3].is_nan());
+    let sizes = Tensor::new(&[2, 3], vec![1.0, 3.0, 0.0, 1.0, 0.0, 1.0]).unwrap();
+    assert_eq!(reference.max_tokens(&x, Some(&sizes), 1).unwrap().data(), [-1.0, 2.0, 2.0, 4.0]);
+    let none = Tensor::zeros(&[2, 3]);
+    assert_eq!(reference.max_tokens(&x, Some(&none), 0).unwrap().data(), [0.0; 4]);
+    let said = |first, sizes: &Tensor| reference.max_tokens(&x, Some(sizes), first).unwrap_err().to_string();
+    assert!(said(3, &sizes).contains("no tokens are left from 3 on, of 3"));
+    assert!(said(0, &Tensor::zeros(&[2, 2])).contains("sizes has shape [2, 2], expected [2, 3]"));
+}
+
+#[test]
+fn windows_that_make_no_sense_are_named() {
+    let x = Tensor::zeros(&[1, 12, 2]);
+    let said = |window, grid| Reference::new().unfold(&x, grid, window).unwrap_err().to_string();
+    for (kernel, stride, padding) in
+        [(0, 1, 0), (3, 0, 1), (3, 1, 3), (9, 1, 2), (usize::MAX, 1, usize::MAX / 2)]
+    {
+        let message = said(Window { kernel, stride, padding }, [3, 4]);
+        assert!(message.contains(&format!("a window of {kernel}x{kernel}, stride {stride}")), "{message}");
+    }
+    let window = Window { kernel: 3, stride: 2, padding: 1 };
+    assert!(said(window, [3, 5]).contains("x has shape [1, 12, 2], which is no feature map of 3x5"));
+    assert!(said(window, [usize::MAX, 2]).contains("no feature map"));
+    let images = Images::new([1, 3, 4, 4], Pixels::U8(vec![0; 48])).unwrap();
+    let error = Reference::new().unfold_images(&images, window, &[0.0; 2], &[1.0; 3]).unwrap_err();
+    assert!(error.to_string().contains("mean and deviation of 2 and 3 channels, the images have 3"));
+}
