@@ -1,7 +1,7 @@
 //! The operations a reduced vision transformer is made of, as one trait.
 //!
-//! Models and methods are written once, over [`Backend`]; the reference ([`crate::reference::Reference`]) and the CUDA kernels
-//! implement it. Shapes in the documentation: `B` images, `N` tokens entering an operation, `M` tokens leaving it,
+//! Models and methods are written once, over [`Backend`]; the processor ([`crate::cpu::Cpu`]), the plain reference
+//! ([`crate::reference::Reference`]) and the CUDA kernels implement it. Shapes in the documentation: `B` images, `N` tokens entering an operation, `M` tokens leaving it,
 //! `C` the width, `H` heads, `D = C/H`. Every operation is deterministic: the same inputs give the same bits, for any
 //! number of threads. Ties go to the lower token index; a NaN score ranks below every number.
 

@@ -4,13 +4,13 @@
 //! are merged, unimportant ones fused or dropped, while the model runs and without retraining it.
 //!
 //! ```
-//! use foveate::{Reduction, reference::Reference, image::{self, Picture}, weights::{Overrides, load_vit_file}};
+//! use foveate::{Reduction, cpu::Cpu, image::{self, Picture}, weights::{Overrides, load_vit_file}};
 //!
 //! # fn main() -> foveate::Result<()> {
 //! # let root = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/");
 //! # let pixels = (0..28 * 28).map(|i| (i % 251) as u8).collect();
 //! // A checkpoint in timm or Hugging Face naming; the architecture is read off its tensors.
-//! let model = load_vit_file(format!("{root}fashion_deit_f16.safetensors"), &Overrides::default())?.build(Reference::new())?;
+//! let model = load_vit_file(format!("{root}fashion_deit_f16.safetensors"), &Overrides::default())?.build(Cpu::new())?;
 //!
 //! // One picture, through the model's own input transform.
 //! let picture = Picture::new(28, 28, 1, pixels)?;
@@ -32,7 +32,8 @@
 //! # Layout
 //! - [`TokenPlan`] is what every method ends in: which input tokens make up each output token, with which weights.
 //! - [`reduction`] has one file per method; each builds plans out of backend operations and knows no device.
-//! - [`backend::Backend`] is the operations; [`reference::Reference`] is their reference, plain and deterministic.
+//! - [`backend::Backend`] is the operations; [`cpu::Cpu`] runs them on the processor, fast; [`reference::Reference`] is
+//!   their reference, plain.
 //! - `cuda` (feature `cuda`) launches the CUDA kernels on the caller's streams and memory.
 //! - [`model`] has the forward passes, written once over a backend and a method.
 //! - [`weights`] reads safetensors files; [`image`] reads pictures exactly as the models' training code does.
@@ -45,6 +46,7 @@
 
 pub mod backend;
 pub mod connectivity;
+pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod error;

@@ -84,6 +84,25 @@ impl TokenPlan {
         Ok(Self { batch, tokens_in, tokens_out, offsets, members, weights })
     }
 
+    /// A plan from arrays that are known to be right: what [`TokenPlan::new`] checks.
+    pub(crate) fn from_parts(
+        batch: usize,
+        tokens_in: usize,
+        tokens_out: usize,
+        offsets: Vec<i32>,
+        members: Vec<i32>,
+        weights: Vec<f32>,
+    ) -> Self {
+        Self { batch, tokens_in, tokens_out, offsets, members, weights }
+    }
+
+    /// Its arrays, to be used again; it is empty then.
+    pub(crate) fn take_parts(&mut self) -> (Vec<i32>, Vec<i32>, Vec<f32>) {
+        (self.batch, self.tokens_in, self.tokens_out) = (0, 0, 0);
+        let Self { offsets, members, weights, .. } = self;
+        (std::mem::take(offsets), std::mem::take(members), std::mem::take(weights))
+    }
+
     /// A plan from nested lists: for each image, for each output token, its members and their weights.
     ///
     /// # Errors

@@ -2,10 +2,13 @@
 
 use foveate::{
     Tensor, TokenPlan,
-    backend::{Backend, Heads, Pooling, ScoreRequest},
-    reference::{Reference, attention::fold_map},
+    backend::{Heads, Pooling, ScoreRequest},
+    reference::attention::fold_map,
 };
 use proptest::prelude::*;
+
+mod backends;
+use backends::backends;
 
 #[derive(Clone, Debug)]
 struct Case {
@@ -96,14 +99,13 @@ proptest! {
 
     #[test]
     fn contexts_and_scores_match_the_definition(case in case()) {
-        let (reference, qkv, sizes) = (Reference::new(), case.qkv(), case.sizes());
+        let (qkv, sizes) = (case.qkv(), case.sizes());
         let (n, d, c) = (case.tokens, case.head_dim, case.heads * case.head_dim);
         let heads = Heads { packed: &qkv, heads: case.heads, head_dim: d, scale: case.scale, sizes: sizes.as_ref() };
         let request = ScoreRequest { class: true, received: true };
-        let (context, scores) = reference.attention(&heads, request).unwrap();
-        let (class, received) = (scores.class.unwrap(), scores.received.unwrap());
-        let mut wanted = vec![0.0; n * c];
+        let results: Vec<_> = backends().map(|backend| backend.attention(&heads, request).unwrap()).collect();
         for image in 0..case.batch {
+            let mut wanted = vec![0.0; n * c];
             for head in 0..case.heads {
                 let map = case.map(&qkv, sizes.as_ref(), image, head);
                 for q in 0..n {
@@ -113,23 +115,31 @@ proptest! {
                     }
                 }
                 let row = (image * case.heads + head) * n..(image * case.heads + head + 1) * n;
-                close(&class.data()[row.clone()], &map[0], case.tolerance())?;
                 let mean: Vec<f64> = (0..n).map(|t| map.iter().map(|r| r[t]).sum::<f64>() / n as f64).collect();
-                close(&received.data()[row], &mean, case.tolerance())?;
+                for (_, scores) in &results {
+                    let (class, received) = (scores.class.as_ref().unwrap(), scores.received.as_ref().unwrap());
+                    close(&class.data()[row.clone()], &map[0], case.tolerance())?;
+                    close(&received.data()[row.clone()], &mean, case.tolerance())?;
+                }
             }
-            close(context.item(image), &wanted, 2.0 * case.tolerance())?;
+            for (context, _) in &results {
+                close(context.item(image), &wanted, 2.0 * case.tolerance())?;
+            }
         }
         // Scores asked for alone, from queries and keys without values, are the same bits.
         let qk: Vec<f32> = qkv.data().chunks(3 * c).flat_map(|row| row[..2 * c].to_vec()).collect();
         let qk = Tensor::new(&[case.batch, n, 2 * c], qk).unwrap();
-        let alone = reference.attention_scores(&Heads { packed: &qk, ..heads }, request).unwrap();
-        close(alone.class.unwrap().data(), &class.data().iter().map(|&x| f64::from(x)).collect::<Vec<_>>(), case.tolerance())?;
+        for (backend, (_, scores)) in backends().zip(&results) {
+            let alone = backend.attention_scores(&Heads { packed: &qk, ..heads }, request).unwrap();
+            let class: Vec<f64> = scores.class.iter().flat_map(Tensor::data).map(|&x| f64::from(x)).collect();
+            close(alone.class.unwrap().data(), &class, case.tolerance())?;
+        }
     }
 
     /// The reduced attention is the folded map times the values (MCTF, section 3.3).
     #[test]
     fn reduced_attention_is_the_folded_map(case in case(), max in any::<bool>()) {
-        let (reference, qkv, sizes) = (Reference::new(), case.qkv(), case.sizes());
+        let (qkv, sizes) = (case.qkv(), case.sizes());
         let (n, d, c) = (case.tokens, case.head_dim, case.heads * case.head_dim);
         let m = n.div_ceil(3);
         let groups: Vec<Vec<(usize, f32)>> = (0..m)
@@ -145,7 +155,9 @@ proptest! {
         let qk = Tensor::new(&[case.batch, n, 2 * c], qk).unwrap();
         let values = random(&[case.batch, m, c], case.seed ^ 2);
         let heads = Heads { packed: &qk, heads: case.heads, head_dim: d, scale: case.scale, sizes: sizes.as_ref() };
-        let got = reference.attention_reduced(&heads, &values, &plan, pooling).unwrap();
+        let results: Vec<_> = backends()
+            .map(|backend| backend.attention_reduced(&heads, &values, &plan, pooling).unwrap())
+            .collect();
         for image in 0..case.batch {
             let mut wanted = vec![0.0; m * c];
             for head in 0..case.heads {
@@ -161,21 +173,24 @@ proptest! {
             }
             // With the maximum, rows sum to more than one: up to the size of the group.
             let spread = if max { 4.0 } else { 1.0 };
-            close(got.item(image), &wanted, 4.0 * spread * case.tolerance())?;
+            for got in &results {
+                close(got.item(image), &wanted, 4.0 * spread * case.tolerance())?;
+            }
         }
     }
 }
 
 #[test]
 fn extreme_scores_stay_finite() {
-    let reference = Reference::new();
-    let mut qkv = random(&[1, 5, 24], 3);
-    qkv.data_mut()[..8].fill(1e18);
-    let heads = Heads { packed: &qkv, heads: 1, head_dim: 8, scale: 1.0, sizes: None };
-    let (context, scores) =
-        reference.attention(&heads, ScoreRequest { class: true, received: true }).unwrap();
-    assert!(context.data().iter().all(|x| x.is_finite()));
-    assert!((scores.received.unwrap().data().iter().sum::<f32>() - 1.0).abs() < 1e-5);
+    for reference in backends() {
+        let mut qkv = random(&[1, 5, 24], 3);
+        qkv.data_mut()[..8].fill(1e18);
+        let heads = Heads { packed: &qkv, heads: 1, head_dim: 8, scale: 1.0, sizes: None };
+        let (context, scores) =
+            reference.attention(&heads, ScoreRequest { class: true, received: true }).unwrap();
+        assert!(context.data().iter().all(|x| x.is_finite()));
+        assert!((scores.received.unwrap().data().iter().sum::<f32>() - 1.0).abs() < 1e-5);
+    }
 }
 
 #[test]
@@ -185,20 +200,23 @@ fn a_plan_that_leaves_nothing_is_refused() {
     let qk = random(&[1, 2, 16], 1);
     let heads = Heads { packed: &qk, heads: 1, head_dim: 8, scale: 1.0, sizes: None };
     let values = Tensor::zeros(&[1, 0, 8]);
-    let error = Reference::new().attention_reduced(&heads, &values, &plan, Pooling::Weighted).unwrap_err();
-    assert!(error.to_string().contains("leaves no token"));
+    for backend in backends() {
+        let error = backend.attention_reduced(&heads, &values, &plan, Pooling::Weighted).unwrap_err();
+        assert!(error.to_string().contains("leaves no token"));
+    }
 }
 
 #[test]
 fn wrong_shapes_are_named() {
-    let reference = Reference::new();
-    let packed = random(&[1, 4, 24], 1);
-    let attention = |heads, head_dim, sizes: Option<&Tensor>| {
-        let view = Heads { packed: &packed, heads, head_dim, scale: 1.0, sizes };
-        reference.attention(&view, ScoreRequest::default()).unwrap_err().to_string()
-    };
-    assert!(attention(3, 8, None).contains("24 values are not 3 parts of 3 heads of 8"));
-    assert!(attention(0, 8, None).starts_with("attention: "));
-    let sizes = random(&[1, 3], 1);
-    assert!(attention(1, 8, Some(&sizes)).contains("sizes has shape [1, 3], expected [1, 4]"));
+    for reference in backends() {
+        let packed = random(&[1, 4, 24], 1);
+        let attention = |heads, head_dim, sizes: Option<&Tensor>| {
+            let view = Heads { packed: &packed, heads, head_dim, scale: 1.0, sizes };
+            reference.attention(&view, ScoreRequest::default()).unwrap_err().to_string()
+        };
+        assert!(attention(3, 8, None).contains("24 values are not 3 parts of 3 heads of 8"));
+        assert!(attention(0, 8, None).starts_with("attention: "));
+        let sizes = random(&[1, 3], 1);
+        assert!(attention(1, 8, Some(&sizes)).contains("sizes has shape [1, 3], expected [1, 4]"));
+    }
 }

@@ -2,11 +2,13 @@
 
 use foveate::{
     Tensor,
-    backend::{Backend, Epilogue, Linear},
+    backend::{Epilogue, Linear},
     model::Activation,
-    reference::Reference,
 };
 use proptest::prelude::*;
+
+mod backends;
+use backends::backends;
 
 fn random(shape: &[usize], seed: u64) -> Tensor {
     use rand::{Rng, SeedableRng};
@@ -30,7 +32,7 @@ proptest! {
         rows in 1_usize..40, inputs in 1_usize..90, outputs in 1_usize..70, bias in any::<bool>(),
         residual in any::<bool>(), part in 0.0..1.0_f64, seed in any::<u64>(),
     ) {
-        let reference = Reference::new();
+        for reference in backends() {
         let layer = Linear {
             weight: random(&[outputs, inputs], seed),
             bias: bias.then(|| random(&[outputs], seed ^ 1)),
@@ -49,42 +51,45 @@ proptest! {
             let want = definition(&x, &layer, row, output) + add;
             prop_assert!((f64::from(got) - want).abs() <= limit, "[{}, {}]: {} instead of {}", row, output, got, want);
         }
+        }
     }
 }
 
 #[test]
 fn a_gated_layer_halves_its_width() {
-    let reference = Reference::new();
-    let layer = Linear { weight: random(&[6, 4], 1), bias: Some(random(&[6], 2)) };
-    let x = random(&[1, 5, 4], 3);
-    let got = reference.linear(&x, layer.all(), Epilogue::Activation(Activation::SwiGlu)).unwrap();
-    assert_eq!(got.shape(), [1, 5, 3]);
-    for (at, &got) in got.data().iter().enumerate() {
-        let (gate, value) =
-            (definition(&x, &layer, at / 3, at % 3), definition(&x, &layer, at / 3, 3 + at % 3));
-        let want = gate / (1.0 + (-gate).exp()) * value;
-        assert!((f64::from(got) - want).abs() < 2e-6, "{got} instead of {want}");
+    for reference in backends() {
+        let layer = Linear { weight: random(&[6, 4], 1), bias: Some(random(&[6], 2)) };
+        let x = random(&[1, 5, 4], 3);
+        let got = reference.linear(&x, layer.all(), Epilogue::Activation(Activation::SwiGlu)).unwrap();
+        assert_eq!(got.shape(), [1, 5, 3]);
+        for (at, &got) in got.data().iter().enumerate() {
+            let (gate, value) =
+                (definition(&x, &layer, at / 3, at % 3), definition(&x, &layer, at / 3, 3 + at % 3));
+            let want = gate / (1.0 + (-gate).exp()) * value;
+            assert!((f64::from(got) - want).abs() < 2e-6, "{got} instead of {want}");
+        }
     }
 }
 
 #[test]
 fn wrong_shapes_are_named() {
-    let reference = Reference::new();
-    let layer = Linear { weight: random(&[6, 4], 1), bias: Some(random(&[5], 2)) };
-    let said = |x: &Tensor, layer: &Linear<Tensor>, epilogue| {
-        reference.linear(x, layer.all(), epilogue).unwrap_err().to_string()
-    };
-    let x = random(&[1, 2, 4], 3);
-    assert!(said(&x, &layer, Epilogue::None).contains("bias has shape [5], expected [6]"));
-    let layer = Linear { bias: None, ..layer };
-    assert!(
-        said(&random(&[1, 2, 3], 3), &layer, Epilogue::None)
-            .contains("weight has shape [6, 4], expected [6, 3]")
-    );
-    let residual = Epilogue::AddTo(random(&[1, 2, 5], 4));
-    assert!(said(&x, &layer, residual).contains("residual has shape [1, 2, 5], expected [1, 2, 6]"));
-    let odd = Linear { weight: random(&[5, 4], 1), bias: None };
-    assert!(said(&x, &odd, Epilogue::Activation(Activation::SwiGlu)).contains("the number is odd"));
-    let error = reference.linear(&x, layer.rows(2..9), Epilogue::None).unwrap_err().to_string();
-    assert!(error.contains("outputs 2..9 are not among the layer's 6"));
+    for reference in backends() {
+        let layer = Linear { weight: random(&[6, 4], 1), bias: Some(random(&[5], 2)) };
+        let said = |x: &Tensor, layer: &Linear<Tensor>, epilogue| {
+            reference.linear(x, layer.all(), epilogue).unwrap_err().to_string()
+        };
+        let x = random(&[1, 2, 4], 3);
+        assert!(said(&x, &layer, Epilogue::None).contains("bias has shape [5], expected [6]"));
+        let layer = Linear { bias: None, ..layer };
+        assert!(
+            said(&random(&[1, 2, 3], 3), &layer, Epilogue::None)
+                .contains("weight has shape [6, 4], expected [6, 3]")
+        );
+        let residual = Epilogue::AddTo(random(&[1, 2, 5], 4));
+        assert!(said(&x, &layer, residual).contains("residual has shape [1, 2, 5], expected [1, 2, 6]"));
+        let odd = Linear { weight: random(&[5, 4], 1), bias: None };
+        assert!(said(&x, &odd, Epilogue::Activation(Activation::SwiGlu)).contains("the number is odd"));
+        let error = reference.linear(&x, layer.rows(2..9), Epilogue::None).unwrap_err().to_string();
+        assert!(error.contains("outputs 2..9 are not among the layer's 6"));
+    }
 }

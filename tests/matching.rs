@@ -2,13 +2,13 @@
 
 use foveate::{
     Tensor,
-    backend::{Attraction, Backend, Matching, Metric, Weighting},
-    reference::{
-        Reference,
-        matching::{match_every_kth, match_scores},
-    },
+    backend::{Attraction, Heads, Matching, Metric, Weighting},
+    reference::matching::{match_every_kth, match_scores},
 };
 use proptest::prelude::*;
+
+mod backends;
+use backends::backends;
 
 /// ToMe's rules, one sentence each (spec section 6): A tokens by descending best score, ties to the lower index; the
 /// first `merges` go to their best B token, ties to the lower index; special tokens are left alone.
@@ -95,7 +95,9 @@ fn cosine_plan(rows: &Tensor, special: usize, merges: usize) -> Vec<Vec<i32>> {
         merges,
         both_ways: false,
     };
-    let plan = Reference::new().matching(&matching).unwrap();
+    let mut plans = backends().map(|backend| backend.matching(&matching).unwrap());
+    let plan = plans.next().unwrap();
+    plans.for_each(|other| assert_eq!(other, plan));
     (0..plan.tokens_out()).map(|t| plan.group(0, t).0.to_vec()).collect()
 }
 
@@ -126,12 +128,16 @@ fn too_many_merges_and_wrong_shapes_are_named() {
         merges,
         both_ways: false,
     };
-    let error = Reference::new().matching(&matching(1, 3)).unwrap_err().to_string();
-    assert!(error.contains("at most 2 can be merged"), "{error}");
+    for backend in backends() {
+        let error = backend.matching(&matching(1, 3)).unwrap_err().to_string();
+        assert!(error.contains("at most 2 can be merged"), "{error}");
+    }
     let sizes = Tensor::zeros(&[1, 5]);
     let wrong = Matching { weighting: Weighting::Size(Some(&sizes)), ..matching(0, 1) };
-    let error = Reference::new().matching(&wrong).unwrap_err().to_string();
-    assert!(error.contains("sizes has shape [1, 5], expected [1, 6]"), "{error}");
+    for backend in backends() {
+        let error = backend.matching(&wrong).unwrap_err().to_string();
+        assert!(error.contains("sizes has shape [1, 5], expected [1, 6]"), "{error}");
+    }
 }
 
 #[test]
@@ -144,5 +150,66 @@ fn merging_by_runs_needs_tokens_with_values() {
     {
         let error = match_every_kth(metric, tokens, every).unwrap_err().to_string();
         assert!(error.contains(&format!("{} values are not {tokens} tokens", metric.len())), "{error}");
+    }
+}
+
+/// Plans of all backends for the same tokens, all criteria and weightings. The seeds are fixed: scores that differ by no more
+/// than rounding would be told apart by chance.
+#[test]
+fn all_backends_match_alike() {
+    use rand::{Rng, SeedableRng};
+    for seed in 0..60_u64 {
+        let mut rng = rand::rngs::StdRng::seed_from_u64(seed);
+        let (batch, n) = (rng.random_range(1..3), rng.random_range(2..90));
+        let (heads, d) = (rng.random_range(1..4), [3, 8, 16, 20, 33][rng.random_range(0..5)]);
+        let special = rng.random_range(0..4_usize).min(n);
+        let merges = rng.random_range(0..=(n - special) / 2);
+        let mut random = |shape: &[usize], low: f32| {
+            let values = (0..shape.iter().product()).map(|_| rng.random_range(low..1.0)).collect();
+            Tensor::new(shape, values).unwrap()
+        };
+        // Very short and very long rows among them.
+        let mut packed = random(&[batch, n, 2 * heads * d], -1.0);
+        let scale = [1.0, 1e-20, 1e20][seed as usize % 3];
+        packed.data_mut().iter_mut().take(2 * heads * d).for_each(|x| *x *= scale);
+        let (sizes, received) = (random(&[batch, n], 0.1), random(&[batch, heads, n], 0.01));
+        let keys = Heads { packed: &packed, heads, head_dim: d, scale: 1.0, sizes: None };
+        let metric = || if seed % 2 == 0 { Metric::Keys(&keys) } else { Metric::Rows(&packed) };
+        let attraction = || match seed % 4 {
+            0 | 1 => Attraction::Cosine,
+            other => Attraction::MultiCriteria {
+                tau_similarity: [1.0, 2.0][other as usize % 2],
+                informativeness: (&received, [0.0, 1.0, 3.0][seed as usize % 3]),
+                size: ((seed % 5 > 0).then_some(&sizes), [0.0, 1.0, 40.0][seed as usize / 3 % 3]),
+            },
+        };
+        let weighting = || match seed % 5 {
+            0 => Weighting::Uniform,
+            1 => Weighting::Size(None),
+            2 => Weighting::Size(Some(&sizes)),
+            3 => Weighting::SizeAndReceived(None, &received),
+            _ => Weighting::SizeAndReceived(Some(&sizes), &received),
+        };
+        let matching = Matching {
+            metric: metric(),
+            attraction: attraction(),
+            weighting: weighting(),
+            special,
+            merges,
+            both_ways: seed % 3 > 0,
+        };
+        let mut plans = backends().map(|backend| backend.matching(&matching).unwrap());
+        let want = plans.next().unwrap();
+        for got in plans {
+            assert_eq!(got.offsets(), want.offsets(), "seed {seed}");
+            assert_eq!(got.members(), want.members(), "seed {seed}");
+            for (got, want) in got.weights().iter().zip(want.weights()) {
+                // A quotient of sums of a few sizes.
+                assert!(
+                    (got - want).abs() <= 4.0 * f32::EPSILON * want,
+                    "seed {seed}: {got} instead of {want}"
+                );
+            }
+        }
     }
 }

@@ -2,10 +2,12 @@
 
 use foveate::{
     Tensor,
-    backend::{Backend, Pooling, Select},
-    reference::Reference,
+    backend::{Pooling, Select},
 };
 use proptest::prelude::*;
+
+mod backends;
+use backends::backends;
 
 proptest! {
     #[test]
@@ -22,7 +24,8 @@ proptest! {
         let mut order: Vec<usize> = (special..n).collect();
         order.sort_by(|&a, &b| mean[b].total_cmp(&mean[a]));
         let class_scores = Tensor::new(&[1, heads, n], scores).unwrap();
-        let plan = Reference::new().select(&Select { class_scores: &class_scores, special, keep, fuse }).unwrap();
+        for backend in backends() {
+        let plan = backend.select(&Select { class_scores: &class_scores, special, keep, fuse }).unwrap();
         let fused = fuse && keep < n - special;
         prop_assert_eq!(plan.tokens_out(), special + keep + usize::from(fused));
         for token in 0..special {
@@ -40,9 +43,10 @@ proptest! {
         }
         // Kept rows are copies, to the bit.
         let x = Tensor::new(&[1, n, 3], (0..n * 3).map(|i| (i as f32).sin()).collect()).unwrap();
-        let merged = Reference::new().merge(&x, None, &plan, Pooling::Weighted, None).unwrap();
+        let merged = backend.merge(&x, None, &plan, Pooling::Weighted, None).unwrap();
         for (at, &token) in order[..keep].iter().enumerate() {
             prop_assert_eq!(&merged.tokens.data()[(special + at) * 3..][..3], &x.data()[token * 3..][..3]);
+        }
         }
     }
 }
@@ -50,16 +54,19 @@ proptest! {
 #[test]
 fn nan_scores_rank_last() {
     let class_scores = Tensor::new(&[1, 1, 4], vec![0.1, f32::NAN, 0.3, 0.2]).unwrap();
-    let plan = Reference::new()
-        .select(&Select { class_scores: &class_scores, special: 0, keep: 4, fuse: false })
-        .unwrap();
-    assert_eq!(plan.members(), [2, 3, 0, 1]);
+    for backend in backends() {
+        let plan = backend
+            .select(&Select { class_scores: &class_scores, special: 0, keep: 4, fuse: false })
+            .unwrap();
+        assert_eq!(plan.members(), [2, 3, 0, 1]);
+    }
 }
 
 #[test]
 fn impossible_counts_are_named() {
     let class_scores = Tensor::zeros(&[1, 2, 5]);
-    let error =
-        Reference::new().select(&Select { class_scores: &class_scores, special: 1, keep: 5, fuse: false });
-    assert!(error.unwrap_err().to_string().contains("cannot keep 5 of 5 tokens of which 1 are special"));
+    for backend in backends() {
+        let error = backend.select(&Select { class_scores: &class_scores, special: 1, keep: 5, fuse: false });
+        assert!(error.unwrap_err().to_string().contains("cannot keep 5 of 5 tokens of which 1 are special"));
+    }
 }

@@ -2,11 +2,13 @@
 
 use foveate::{
     Images, Pixels, Tensor,
-    backend::{Backend, Linear, Window},
+    backend::{Linear, Window},
     model::Activation,
-    reference::Reference,
 };
 use proptest::prelude::*;
+
+mod backends;
+use backends::backends;
 
 fn values(count: usize, seed: u32) -> Vec<f32> {
     let value = |i: usize| (i as u32).wrapping_add(seed).wrapping_mul(2_654_435_761) >> 16;
@@ -37,7 +39,7 @@ proptest! {
         let bytes: Vec<u8> = values(shape.iter().product(), seed).iter().map(|v| (v * 255.0 + 128.0) as u8).collect();
         let (mean, std) = (&[0.4, 0.5, 0.6][..channels], &[0.2, 0.3, 0.4][..channels]);
         let images = Images::new(shape, Pixels::U8(bytes.clone())).unwrap();
-        let reference = Reference::new();
+        for reference in backends() {
         let got = reference.unfold_images(&images, window, mean, std);
         let Some([rows, columns]) = window.over([height, width]) else {
             prop_assert!(got.unwrap_err().to_string().contains("has no place on a grid of"));
@@ -74,6 +76,7 @@ proptest! {
         }).collect()).unwrap();
         let images = Images::new(shape, Pixels::F32(normalised.into_data())).unwrap();
         prop_assert_eq!(reference.unfold_images(&images, window, mean, std).unwrap(), got);
+        }
     }
 
     #[test]
@@ -89,7 +92,8 @@ proptest! {
         let bias = biased.then(|| Tensor::new(&[outputs], values(outputs, seed ^ 2)).unwrap());
         let layer = Linear { weight, bias };
         let activation = relu.then_some(Activation::Relu);
-        let got = Reference::new().convolve(&x, grid, window, &layer, activation).unwrap();
+        for backend in backends() {
+        let got = backend.convolve(&x, grid, window, &layer, activation).unwrap();
         prop_assert_eq!(got.shape(), &[batch, rows * columns, outputs][..]);
         for (at, &got) in got.data().iter().enumerate() {
             let (o, place, image) = (at % outputs, at / outputs % (rows * columns), at / (outputs * rows * columns));
@@ -107,6 +111,7 @@ proptest! {
             let limit = 4.0 * f64::from(f32::EPSILON) * (inputs as f64).sqrt().max(1.0);
             prop_assert!((f64::from(got) - want).abs() <= limit, "{got} instead of {want}");
         }
+        }
     }
 }
 
@@ -114,33 +119,40 @@ proptest! {
 fn the_largest_values_of_tokens_that_count() {
     let x = Tensor::new(&[2, 3, 2], vec![9.0, 9.0, -1.0, 2.0, 5.0, -3.0, 0.0, 0.0, 1.0, f32::NAN, 2.0, 4.0])
         .unwrap();
-    let reference = Reference::new();
-    let all = reference.max_tokens(&x, None, 1).unwrap();
-    assert_eq!(all.data()[..3], [5.0, 2.0, 2.0]);
-    assert!(all.data()[3].is_nan());
-    let sizes = Tensor::new(&[2, 3], vec![1.0, 3.0, 0.0, 1.0, 0.0, 1.0]).unwrap();
-    assert_eq!(reference.max_tokens(&x, Some(&sizes), 1).unwrap().data(), [-1.0, 2.0, 2.0, 4.0]);
-    let none = Tensor::zeros(&[2, 3]);
-    assert_eq!(reference.max_tokens(&x, Some(&none), 0).unwrap().data(), [0.0; 4]);
-    let said = |first, sizes: &Tensor| reference.max_tokens(&x, Some(sizes), first).unwrap_err().to_string();
-    assert!(said(3, &sizes).contains("no tokens are left from 3 on, of 3"));
-    assert!(said(0, &Tensor::zeros(&[2, 2])).contains("sizes has shape [2, 2], expected [2, 3]"));
+    for reference in backends() {
+        let all = reference.max_tokens(&x, None, 1).unwrap();
+        assert_eq!(all.data()[..3], [5.0, 2.0, 2.0]);
+        assert!(all.data()[3].is_nan());
+        let sizes = Tensor::new(&[2, 3], vec![1.0, 3.0, 0.0, 1.0, 0.0, 1.0]).unwrap();
+        assert_eq!(reference.max_tokens(&x, Some(&sizes), 1).unwrap().data(), [-1.0, 2.0, 2.0, 4.0]);
+        let none = Tensor::zeros(&[2, 3]);
+        assert_eq!(reference.max_tokens(&x, Some(&none), 0).unwrap().data(), [0.0; 4]);
+        let said =
+            |first, sizes: &Tensor| reference.max_tokens(&x, Some(sizes), first).unwrap_err().to_string();
+        assert!(said(3, &sizes).contains("no tokens are left from 3 on, of 3"));
+        assert!(said(0, &Tensor::zeros(&[2, 2])).contains("sizes has shape [2, 2], expected [2, 3]"));
+    }
 }
 
 #[test]
 fn windows_that_make_no_sense_are_named() {
     let x = Tensor::zeros(&[1, 12, 2]);
-    let said = |window, grid| Reference::new().unfold(&x, grid, window).unwrap_err().to_string();
-    for (kernel, stride, padding) in
-        [(0, 1, 0), (3, 0, 1), (3, 1, 3), (9, 1, 2), (usize::MAX, 1, usize::MAX / 2)]
-    {
-        let message = said(Window { kernel, stride, padding }, [3, 4]);
-        assert!(message.contains(&format!("a window of {kernel}x{kernel}, stride {stride}")), "{message}");
+    for reference in backends() {
+        let said = |window, grid| reference.unfold(&x, grid, window).unwrap_err().to_string();
+        for (kernel, stride, padding) in
+            [(0, 1, 0), (3, 0, 1), (3, 1, 3), (9, 1, 2), (usize::MAX, 1, usize::MAX / 2)]
+        {
+            let message = said(Window { kernel, stride, padding }, [3, 4]);
+            assert!(
+                message.contains(&format!("a window of {kernel}x{kernel}, stride {stride}")),
+                "{message}"
+            );
+        }
+        let window = Window { kernel: 3, stride: 2, padding: 1 };
+        assert!(said(window, [3, 5]).contains("x has shape [1, 12, 2], which is no feature map of 3x5"));
+        assert!(said(window, [usize::MAX, 2]).contains("no feature map"));
+        let images = Images::new([1, 3, 4, 4], Pixels::U8(vec![0; 48])).unwrap();
+        let error = reference.unfold_images(&images, window, &[0.0; 2], &[1.0; 3]).unwrap_err();
+        assert!(error.to_string().contains("mean and deviation of 2 and 3 channels, the images have 3"));
     }
-    let window = Window { kernel: 3, stride: 2, padding: 1 };
-    assert!(said(window, [3, 5]).contains("x has shape [1, 12, 2], which is no feature map of 3x5"));
-    assert!(said(window, [usize::MAX, 2]).contains("no feature map"));
-    let images = Images::new([1, 3, 4, 4], Pixels::U8(vec![0; 48])).unwrap();
-    let error = Reference::new().unfold_images(&images, window, &[0.0; 2], &[1.0; 3]).unwrap_err();
-    assert!(error.to_string().contains("mean and deviation of 2 and 3 channels, the images have 3"));
 }

@@ -8,8 +8,8 @@ use foveate::cuda::{Cuda, DType, Engine, Forecast, patch::PixelType};
 use foveate::{
     Images, Reduction,
     backend::GridBackend,
+    cpu::Cpu,
     model::{Vit, VitConfig},
-    reference::Reference,
 };
 
 use super::{
@@ -117,7 +117,7 @@ pub(crate) trait Runner: GridBackend + Clone {
 /// See [`Runner::ready`].
 pub(crate) type Ready<'a> = Box<dyn FnMut(&Images) -> foveate::Result<()> + 'a>;
 
-impl Runner for Reference {
+impl Runner for Cpu {
     const NAME: &'static str = "cpu";
 
     fn threads(&self) -> usize {
@@ -226,7 +226,7 @@ impl Runner for Cuda {
 /// What was chosen.
 pub(crate) enum Chosen {
     /// The processor.
-    Cpu(Reference),
+    Cpu(Cpu),
     /// A card.
     #[cfg(feature = "cuda")]
     Cuda(Cuda),
@@ -262,7 +262,7 @@ impl Device {
     /// why.
     pub(crate) fn start<'a>(&self, config: impl Into<Option<&'a VitConfig>>) -> Result<Chosen, Failure> {
         match self.place {
-            Place::Cpu => Ok(Chosen::Cpu(Reference::new())),
+            Place::Cpu => Ok(Chosen::Cpu(Cpu::new())),
             Place::Auto | Place::Cuda(_) => self.card(config.into()),
         }
     }
@@ -271,7 +271,7 @@ impl Device {
     #[cfg(not(feature = "cuda"))]
     #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "as with CUDA")]
     fn card(&self, _config: Option<&VitConfig>) -> Result<Chosen, Failure> {
-        Ok(Chosen::Cpu(Reference::new()))
+        Ok(Chosen::Cpu(Cpu::new()))
     }
 
     #[cfg(feature = "cuda")]
@@ -344,7 +344,7 @@ fn open(ordinal: usize) -> Result<foveate::cuda::Device, String> {
 #[cfg(feature = "cuda")]
 fn processor(reason: &str) -> Chosen {
     tell(&format!("device auto: cpu, because {reason}"));
-    Chosen::Cpu(Reference::new())
+    Chosen::Cpu(Cpu::new())
 }
 
 /// A line on stderr that is no error. If nobody listens there, nobody can be told.

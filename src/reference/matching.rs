@@ -44,7 +44,7 @@ pub struct BackMatches {
 }
 
 /// Descending by score, NaN last, then ascending by index: the one rule of precedence of this crate.
-pub(super) fn precedes(a: (f32, usize), b: (f32, usize)) -> Ordering {
+pub(crate) fn precedes(a: (f32, usize), b: (f32, usize)) -> Ordering {
     let by_score = match (a.0.is_nan(), b.0.is_nan()) {
         (false, false) => b.0.partial_cmp(&a.0).unwrap_or(Ordering::Equal),
         (a, b) => a.cmp(&b),

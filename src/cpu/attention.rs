@@ -1,0 +1,370 @@
+//! Attention, head by head: keys and values packed once, then rows of the map in a tile that never leaves the cache.
+
+use super::{
+    Context, Plan, Tensor,
+    check::{addressable, expect_shape, tokens_shape},
+    gemm::{Finish, Out, Product, Rows},
+    pack::{PANEL, PackRows, PackTransposed, Panels, Shared, panel_values},
+    pool::LINE,
+    simd::{Kernel, Simd, math},
+};
+use crate::{
+    Error, Result,
+    backend::{Heads, ScoreRequest, Scores},
+};
+
+/// Row blocks of a tile of the map.
+const BLOCKS: usize = 2;
+/// Rows of a tile at most, for any instruction set.
+const TILE_ROWS: usize = 14 * BLOCKS;
+/// Tasks there should be at least: few heads are cut into runs of queries. No function of the number of threads, because the
+/// sums of received attention depend on it.
+const TASKS: usize = 8;
+
+/// Checked extents of packed heads.
+#[derive(Clone, Copy)]
+struct Extents {
+    batch: usize,
+    tokens: usize,
+    /// Values from one token to the next.
+    stride: usize,
+    /// Width of one part: H·D.
+    width: usize,
+    heads: usize,
+    head_dim: usize,
+}
+
+impl Extents {
+    fn new(op: &'static str, heads: &Heads<'_, Tensor>, parts: usize) -> Result<Self> {
+        let [batch, tokens, stride] = tokens_shape(op, "packed heads", heads.packed)?;
+        let width = heads.heads.saturating_mul(heads.head_dim);
+        if width == 0 || Some(stride) != width.checked_mul(parts) {
+            return Err(Error::argument(
+                op,
+                format!(
+                    "packed rows of {stride} values are not {parts} parts of {} heads of {}",
+                    heads.heads, heads.head_dim
+                ),
+            ));
+        }
+        if let Some(sizes) = heads.sizes {
+            expect_shape(op, "sizes", sizes, &[batch, tokens])?;
+        }
+        Ok(Self { batch, tokens, stride, width, heads: heads.heads, head_dim: heads.head_dim })
+    }
+
+    /// Tokens, rounded up to whole panels: the length of a row of the map.
+    fn row(&self) -> usize {
+        self.tokens.next_multiple_of(PANEL)
+    }
+
+    /// Runs of queries that each head is cut into.
+    fn runs(&self) -> usize {
+        TASKS.div_ceil(self.batch * self.heads).min(self.tokens.div_ceil(2 * TILE_ROWS))
+    }
+}
+
+/// What is made of the map.
+enum Values<'a> {
+    /// Nothing but scores.
+    None,
+    /// Values packed behind queries and keys.
+    Packed,
+    /// Values of reduced tokens, (B, M, C), each member of a group having its group's.
+    Groups(&'a [f32], &'a Plan),
+}
+
+/// [`Backend::attention`](crate::backend::Backend::attention).
+pub(super) fn attention(
+    context: &Context,
+    qkv: &Heads<'_, Tensor>,
+    request: ScoreRequest,
+) -> Result<(Tensor, Scores<Tensor>)> {
+    let e = Extents::new("attention", qkv, 3)?;
+    let shape = [e.batch, e.tokens, e.width];
+    let mut out = context.pool.take(addressable("attention", shape)?);
+    let scores = run(context, qkv, e, request, &Values::Packed, out.make_mut());
+    Ok((Tensor::pooled(shape, out), scores))
+}
+
+/// [`Backend::attention_scores`](crate::backend::Backend::attention_scores).
+pub(super) fn attention_scores(
+    context: &Context,
+    qk: &Heads<'_, Tensor>,
+    request: ScoreRequest,
+) -> Result<Scores<Tensor>> {
+    let e = Extents::new("attention_scores", qk, 2)?;
+    Ok(run(context, qk, e, request, &Values::None, &mut []))
+}
+
+/// [`Backend::attention_reduced`](crate::backend::Backend::attention_reduced) with weighted pooling: the product comes first,
+/// over the groups' values; then its rows are pooled as tokens are.
+pub(super) fn attention_grouped(
+    context: &Context,
+    qk: &Heads<'_, Tensor>,
+    values: &Tensor,
+    plan: &Plan,
+) -> Result<Tensor> {
+    const OP: &str = "attention_reduced";
+    let e = Extents::new(OP, qk, 2)?;
+    let m = plan.tokens_out();
+    if m == 0 {
+        return Err(Error::argument(OP, "the plan leaves no token to attend to"));
+    }
+    expect_shape(OP, "values", values, &[e.batch, m, e.width])?;
+    if (plan.batch(), plan.tokens_in()) != (e.batch, e.tokens) {
+        return Err(Error::argument(
+            OP,
+            format!(
+                "the plan takes {} images of {} tokens, not {} of {}",
+                plan.batch(),
+                plan.tokens_in(),
+                e.batch,
+                e.tokens
+            ),
+        ));
+    }
+    let shape = [e.batch, e.tokens, e.width];
+    let mut out = context.pool.take(addressable(OP, shape)?);
+    let values = values.view();
+    run(context, qk, e, ScoreRequest::default(), &Values::Groups(&values, plan), out.make_mut());
+    super::merge::pool_tokens(context, &Tensor::pooled(shape, out), plan)
+}
+
+/// All heads of all images: scores, and contexts into `out` (B, N, H·D) unless there are no values.
+fn run(
+    context: &Context,
+    heads: &Heads<'_, Tensor>,
+    e: Extents,
+    request: ScoreRequest,
+    values: &Values<'_>,
+    out: &mut [f32],
+) -> Scores<Tensor> {
+    let pool = &context.pool;
+    let (n, row, runs, count) = (e.tokens, e.row(), e.runs(), e.batch * e.heads);
+    let biases = biases(context, heads, e);
+    let mut class = request.class.then(|| pool.take(count * n));
+    let mut received = request.received.then(|| pool.take(runs * count * row));
+    let class_parts = class.as_mut().map(|class| Shared::of(class.make_mut()));
+    let received_parts = received.as_mut().map(|received| Shared::of(received.make_mut()));
+    let packed = heads.packed.view();
+    let with_values = !matches!(values, Values::None);
+    let key_values = panel_values(e.head_dim, n);
+    let value_values = if with_values { panel_values(n, e.head_dim) } else { 0 };
+    let scratch_len = key_values + value_values + TILE_ROWS * row;
+    let mut scratch = pool.take(context.threads.count() * scratch_len);
+    let (scratches, out) = (Shared::of(scratch.make_mut()), Shared::of(out));
+    context.threads.run(count * runs, |thread, task| {
+        let (index, run) = (task / runs, task % runs);
+        let (image, head) = (index / e.heads, index % e.heads);
+        // SAFETY: each thread has a part of the scratch.
+        let scratch = unsafe { scratches.part(thread * scratch_len, scratch_len) };
+        let (keys, rest) = scratch.split_at_mut(key_values);
+        let (value_panels, tile) = rest.split_at_mut(value_values);
+        let image_rows = &packed[image * n * e.stride..(image + 1) * n * e.stride];
+        pack_keys(context, e, image_rows, head, keys);
+        pack_values(e, image_rows, image, head, values, value_panels);
+        let mut map = Map {
+            context,
+            keys: Panels { data: keys, depth: e.head_dim, columns: n },
+            bias: &biases[image * row..(image + 1) * row],
+            scale: heads.scale,
+            class: class_parts.as_ref().filter(|_| run == 0).map(|parts| {
+                // SAFETY: each head has a row of its own; the run with query 0 writes it.
+                unsafe { parts.part(index * n, n) }
+            }),
+            received: received_parts.as_ref().map(|parts| {
+                // SAFETY: each run of each head has a row of its own.
+                unsafe { parts.part((run * count + index) * row, row) }
+            }),
+            tile,
+        };
+        if let Some(received) = &mut map.received {
+            received.fill(0.0);
+        }
+        let most = context.kernels.tile_rows() * BLOCKS;
+        let (start, end) = (n * run / runs, n * (run + 1) / runs);
+        let tiles = (end - start).div_ceil(most);
+        for tile in 0..tiles {
+            let first = start + (end - start) * tile / tiles;
+            let last = start + (end - start) * (tile + 1) / tiles;
+            let queries = &image_rows[first * e.stride + head * e.head_dim..];
+            let queries = Rows { data: queries, count: last - first, stride: e.stride };
+            let inverse = map.rows(queries, first == 0);
+            if with_values {
+                let panels = Panels { data: value_panels, depth: n, columns: e.head_dim };
+                let at = (image * n + first) * e.width + head * e.head_dim;
+                // SAFETY: each task has rows of a head of its own.
+                let out = unsafe { Out::part(&out, at, e.width) };
+                let rows = Rows { data: map.tile, count: last - first, stride: row };
+                let finish = Finish { scales: Some(&inverse), ..Finish::default() };
+                context.kernels.run(Product { a: rows, b: panels, columns: 0..e.head_dim, out, finish });
+            }
+        }
+    });
+    drop(scratch);
+    let shape = [e.batch, e.heads, n];
+    Scores {
+        class: class.map(|class| Tensor::pooled(shape, class)),
+        received: received.map(|parts| {
+            let mut sums = pool.take(count * n);
+            for (index, sums) in sums.make_mut().chunks_exact_mut(n).enumerate() {
+                for (t, sum) in sums.iter_mut().enumerate() {
+                    let part = |run| parts[(run * count + index) * row + t];
+                    *sum = (0..runs).map(part).sum::<f32>() / n as f32;
+                }
+            }
+            Tensor::pooled(shape, sums)
+        }),
+    }
+}
+
+/// What is added to each key's scores, (B, row): the logarithm of its size, `-inf` behind the last token.
+fn biases(context: &Context, heads: &Heads<'_, Tensor>, e: Extents) -> super::pool::Buffer {
+    let row = e.row();
+    let mut biases = context.pool.take(e.batch * row);
+    let sizes = heads.sizes.map(Tensor::view);
+    let shared = Shared::of(biases.make_mut());
+    let fill = |image: usize| {
+        // SAFETY: each image has a row of its own.
+        let (known, behind) = unsafe { shared.part(image * row, row) }.split_at_mut(e.tokens);
+        behind.fill(f32::NEG_INFINITY);
+        match &sizes {
+            None => known.fill(0.0),
+            Some(sizes) => {
+                let sizes = &sizes[image * e.tokens..(image + 1) * e.tokens];
+                known.iter_mut().zip(sizes).for_each(|(bias, size)| *bias = size.ln());
+            }
+        }
+    };
+    (0..e.batch).for_each(fill);
+    biases
+}
+
+fn pack_keys(context: &Context, e: Extents, image: &[f32], head: usize, to: &mut [f32]) {
+    for (panel, to) in to.chunks_exact_mut(e.head_dim * PANEL).enumerate() {
+        let (first, last) = (panel * PANEL, e.tokens.min((panel + 1) * PANEL));
+        let from = first * e.stride + e.width + head * e.head_dim;
+        let from = &image[from..from + (last - first - 1) * e.stride + e.head_dim];
+        context.kernels.run(PackTransposed { from, stride: e.stride, depth: e.head_dim, to });
+    }
+}
+
+fn pack_values(e: Extents, rows: &[f32], image: usize, head: usize, values: &Values<'_>, to: &mut [f32]) {
+    for (panel, to) in to.chunks_exact_mut(e.tokens * PANEL).enumerate() {
+        let column = head * e.head_dim + panel * PANEL;
+        let width = PANEL.min(e.head_dim - panel * PANEL);
+        match values {
+            Values::None => {}
+            Values::Packed => {
+                PackRows { from: &rows[2 * e.width + column..], stride: e.stride, width, to }.run();
+            }
+            Values::Groups(values, plan) => {
+                to.fill(0.0);
+                let m = plan.tokens_out();
+                for group in 0..m {
+                    let value = &values[(image * m + group) * e.width + column..][..width];
+                    for &member in plan.group(image, group).0 {
+                        to[member as usize * PANEL..][..width].copy_from_slice(value);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The map of one head, a tile of rows at a time.
+struct Map<'a> {
+    context: &'a Context,
+    /// (D, N).
+    keys: Panels<'a>,
+    /// A row: added to the scaled products.
+    bias: &'a [f32],
+    scale: f32,
+    class: Option<&'a mut [f32]>,
+    received: Option<&'a mut [f32]>,
+    tile: &'a mut [f32],
+}
+
+impl Map<'_> {
+    /// Fills the tile with the exponentials of the scores of some queries, the class token's first if `class`; returns what
+    /// makes softmax rows of them.
+    fn rows(&mut self, queries: Rows<'_>, class: bool) -> [f32; TILE_ROWS] {
+        let (row, n) = (self.bias.len(), self.keys.columns);
+        let kernels = self.context.kernels;
+        kernels.run(Product {
+            a: queries,
+            b: self.keys,
+            columns: 0..n,
+            out: Out::of(self.tile, row),
+            finish: Finish::default(),
+        });
+        let mut inverse = [0.0; TILE_ROWS];
+        kernels.run(Softmax {
+            tile: &mut self.tile[..queries.count * row],
+            tokens: n,
+            bias: self.bias,
+            scale: self.scale,
+            inverse: &mut inverse,
+            received: self.received.as_deref_mut(),
+        });
+        if let (true, Some(scores)) = (class, &mut self.class) {
+            scores.iter_mut().zip(&*self.tile).for_each(|(score, e)| *score = e * inverse[0]);
+        }
+        inverse
+    }
+}
+
+/// Rows of products become `e^(scale·product + bias - largest)`, with one over their sums beside them.
+struct Softmax<'a> {
+    /// Rows as long as `bias`.
+    tile: &'a mut [f32],
+    tokens: usize,
+    bias: &'a [f32],
+    scale: f32,
+    inverse: &'a mut [f32],
+    /// The columns of the softmax are added here.
+    received: Option<&'a mut [f32]>,
+}
+
+impl Kernel for Softmax<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { tile, tokens, bias, scale, inverse, mut received } = self;
+        let scale = s.splat(scale);
+        // Whole vectors only: what is behind the last one is not looked at by anyone.
+        let used = tokens.next_multiple_of(S::LANES);
+        const { assert!(LINE.is_multiple_of(S::LANES) && PANEL.is_multiple_of(S::LANES)) };
+        let length = bias.len();
+        let bias = &bias[..used];
+        for (row, inverse) in tile.chunks_exact_mut(length).zip(inverse) {
+            row[tokens..used].fill(0.0);
+            let row = &mut row[..used];
+            let mut largest = s.splat(f32::NEG_INFINITY);
+            for (x, b) in row.chunks_exact_mut(S::LANES).zip(bias.chunks_exact(S::LANES)) {
+                let score = s.fma(s.load(x), scale, s.load(b));
+                s.store(x, score);
+                largest = s.largest(score, largest);
+            }
+            let largest = s.maximum(largest);
+            let largest = s.splat(if largest == f32::NEG_INFINITY { 0.0 } else { largest });
+            let mut sum = s.splat(0.0);
+            for x in row.chunks_exact_mut(S::LANES) {
+                let e = math::exp_negative(s, s.sub(s.load(x), largest));
+                s.store(x, e);
+                sum = s.add(sum, e);
+            }
+            let sum = s.sum(sum);
+            *inverse = if sum == 0.0 { 0.0 } else { 1.0 / sum };
+            if let Some(received) = &mut received {
+                let inverse = s.splat(*inverse);
+                for (y, x) in received.chunks_exact_mut(S::LANES).zip(row.chunks_exact(S::LANES)) {
+                    let y_new = s.fma(s.load(x), inverse, s.load(y));
+                    s.store(y, y_new);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! The operations of [`Backend`].
+
+use std::ops::Range;
+
+use super::{Cpu, Plan, Tensor, attention, linear, matching, merge, norm, patch, select, stem};
+use crate::{
+    Images, Result, TokenPlan,
+    backend::{
+        Backend, Cluster, Epilogue, Heads, KeepInPlace, Linear, LinearRows, Matching, Merged, Norm, Pooling,
+        Predictor, ScoreRequest, Scores, Select, Window,
+    },
+    model::Activation,
+    reference,
+};
+
+impl Cpu {
+    /// A host tensor's values in a buffer of this backend.
+    pub(super) fn adopt(&self, tensor: &crate::Tensor) -> Result<Tensor> {
+        let shape = super::tensor::Shape::new(tensor.shape())?;
+        Ok(Tensor::pooled(shape, self.context.pool.copy(tensor.data())))
+    }
+}
+
+/// An affine layer in host memory.
+pub(super) fn host_linear(layer: &Linear<Tensor>) -> Result<Linear<crate::Tensor>> {
+    let bias = layer.bias.as_ref().map(|bias| bias.view().to_host()).transpose()?;
+    Ok(Linear { weight: layer.weight.view().to_host()?, bias })
+}
+
+/// A norm in host memory.
+pub(super) fn host_norm(norm: &Norm<Tensor>) -> Result<Norm<crate::Tensor>> {
+    let bias = norm.bias.as_ref().map(|bias| bias.view().to_host()).transpose()?;
+    Ok(Norm { weight: norm.weight.view().to_host()?, bias, eps: norm.eps })
+}
+
+impl Backend for Cpu {
+    type Tensor = Tensor;
+    type Plan = Plan;
+
+    fn upload(&self, tensor: crate::Tensor) -> Result<Tensor> {
+        Tensor::from_host(tensor, &self.context.pool)
+    }
+
+    fn upload_f32(&self, tensor: crate::Tensor) -> Result<Tensor> {
+        self.adopt(&tensor)
+    }
+
+    fn download(&self, tensor: &Tensor) -> Result<crate::Tensor> {
+        tensor.view().to_host()
+    }
+
+    fn shape<'a>(&self, tensor: &'a Tensor) -> &'a [usize] {
+        tensor.shape()
+    }
+
+    fn upload_plan(&self, plan: TokenPlan) -> Result<Plan> {
+        Ok(Plan::new(plan, &self.context.pool))
+    }
+
+    fn download_plan(&self, plan: &Plan) -> Result<TokenPlan> {
+        Ok(TokenPlan::clone(plan))
+    }
+
+    fn patches(&self, images: &Images, patch: [usize; 2], mean: &[f32], std: &[f32]) -> Result<Tensor> {
+        patch::patches(&self.context, images, patch, mean, std)
+    }
+
+    fn unfold_images(&self, images: &Images, window: Window, mean: &[f32], std: &[f32]) -> Result<Tensor> {
+        stem::unfold_images(&self.context, images, window, mean, std)
+    }
+
+    fn unfold(&self, x: &Tensor, grid: [usize; 2], window: Window) -> Result<Tensor> {
+        stem::unfold(&self.context, x, grid, window)
+    }
+
+    fn convolve(
+        &self,
+        x: &Tensor,
+        grid: [usize; 2],
+        window: Window,
+        layer: &Linear<Tensor>,
+        activation: Option<Activation>,
+    ) -> Result<Tensor> {
+        stem::convolve(&self.context, x, grid, window, layer, activation)
+    }
+
+    fn embed(&self, patches: &Tensor, prefix: Option<&Tensor>, position: Option<&Tensor>) -> Result<Tensor> {
+        patch::embed(&self.context, patches, prefix, position)
+    }
+
+    fn layer_norm(&self, x: &Tensor, norm: &Norm<Tensor>) -> Result<Tensor> {
+        norm::layer_norm(&self.context, x, norm)
+    }
+
+    fn head_norm(&self, packed: Tensor, part: usize, heads: usize, norm: &Norm<Tensor>) -> Result<Tensor> {
+        norm::head_norm(&self.context, packed, part, heads, norm)
+    }
+
+    fn linear(
+        &self,
+        x: &Tensor,
+        layer: LinearRows<'_, Tensor>,
+        epilogue: Epilogue<Tensor>,
+    ) -> Result<Tensor> {
+        linear::linear(&self.context, x, &layer, epilogue)
+    }
+
+    fn attention(&self, qkv: &Heads<'_, Tensor>, scores: ScoreRequest) -> Result<(Tensor, Scores<Tensor>)> {
+        attention::attention(&self.context, qkv, scores)
+    }
+
+    fn attention_scores(&self, qk: &Heads<'_, Tensor>, scores: ScoreRequest) -> Result<Scores<Tensor>> {
+        attention::attention_scores(&self.context, qk, scores)
+    }
+
+    fn attention_reduced(
+        &self,
+        qk: &Heads<'_, Tensor>,
+        values: &Tensor,
+        plan: &Plan,
+        pooling: Pooling,
+    ) -> Result<Tensor> {
+        if pooling == Pooling::Weighted {
+            return attention::attention_grouped(&self.context, qk, values, plan);
+        }
+        let (packed, sizes) = (qk.packed.view(), qk.sizes.map(Tensor::view));
+        let Heads { heads, head_dim, scale, .. } = *qk;
+        let view = Heads { packed: &packed, heads, head_dim, scale, sizes: sizes.as_ref() };
+        let values = values.view();
+        let reduced =
+            self.plain()?.run(|| reference::attention::attention_reduced(&view, &values, plan, pooling))?;
+        self.adopt(&reduced)
+    }
+
+    fn matching(&self, matching: &Matching<'_, Tensor>) -> Result<Plan> {
+        matching::matching(&self.context, matching)
+    }
+
+    fn keep_scores(&self, x: &Tensor, predictor: &Predictor<Tensor>, special: usize) -> Result<Tensor> {
+        let predictor = Predictor {
+            norm: host_norm(&predictor.norm)?,
+            hidden: host_linear(&predictor.hidden)?,
+            first: host_linear(&predictor.first)?,
+            second: host_linear(&predictor.second)?,
+            last: host_linear(&predictor.last)?,
+        };
+        let x = x.view().to_host()?;
+        self.adopt(&self.plain()?.keep_scores(&x, &predictor, special)?)
+    }
+
+    fn keep_in_place(&self, keep: &KeepInPlace<'_, Tensor>) -> Result<Plan> {
+        let scores = keep.scores.view();
+        let KeepInPlace { special, keep, masked, .. } = *keep;
+        let plan = self
+            .plain()?
+            .run(|| reference::select::in_place(&KeepInPlace { scores: &scores, special, keep, masked }))?;
+        Ok(Plan::new(plan, &self.context.pool))
+    }
+
+    fn token_scores(&self, x: &Tensor, selector: &Linear<Tensor>, noise: Option<&Tensor>) -> Result<Tensor> {
+        let noise = noise.map(|noise| noise.view().to_host()).transpose()?;
+        let (x, selector) = (x.view().to_host()?, host_linear(selector)?);
+        self.adopt(&self.plain()?.token_scores(&x, &selector, noise.as_ref())?)
+    }
+
+    fn cluster(&self, cluster: &Cluster<'_, Tensor>) -> Result<Plan> {
+        let (tokens, class_scores) =
+            (cluster.tokens.view().to_host()?, cluster.class_scores.view().to_host()?);
+        let Cluster { special, keep, inattentive, .. } = *cluster;
+        let view = Cluster { tokens: &tokens, class_scores: &class_scores, special, keep, inattentive };
+        Ok(Plan::new(self.plain()?.cluster(&view)?, &self.context.pool))
+    }
+
+    fn pool_windows(&self, x: &Tensor, special: usize, grid: [usize; 2], scale: usize) -> Result<Tensor> {
+        self.adopt(&self.plain()?.pool_windows(&x.view().to_host()?, special, grid, scale)?)
+    }
+
+    fn add_windows(
+        &self,
+        x: Tensor,
+        pooled: &Tensor,
+        special: usize,
+        grid: [usize; 2],
+        scale: usize,
+    ) -> Result<Tensor> {
+        let (x, pooled) = (x.view().to_host()?, pooled.view().to_host()?);
+        self.adopt(&self.plain()?.add_windows(x, &pooled, special, grid, scale)?)
+    }
+
+    fn select(&self, select: &Select<'_, Tensor>) -> Result<Plan> {
+        select::select(&self.context, select)
+    }
+
+    fn merge(
+        &self,
+        x: &Tensor,
+        sizes: Option<&Tensor>,
+        plan: &Plan,
+        pooling: Pooling,
+        norm: Option<&Norm<Tensor>>,
+    ) -> Result<Merged<Tensor>> {
+        merge::merge(&self.context, x, sizes, plan, pooling, norm)
+    }
+
+    fn unmerge(&self, x: &Tensor, plan: &Plan) -> Result<Tensor> {
+        let x = x.view();
+        self.adopt(&self.plain()?.run(|| reference::merge::unmerge(&x, plan))?)
+    }
+
+    fn tokens(&self, x: &Tensor, range: Range<usize>) -> Result<Tensor> {
+        patch::tokens(&self.context, x, range)
+    }
+
+    fn mean_tokens(&self, x: &Tensor, sizes: Option<&Tensor>, first: usize) -> Result<Tensor> {
+        patch::mean_tokens(&self.context, x, sizes, first)
+    }
+
+    fn max_tokens(&self, x: &Tensor, sizes: Option<&Tensor>, first: usize) -> Result<Tensor> {
+        patch::max_tokens(&self.context, x, sizes, first)
+    }
+
+    fn concat(&self, left: &Tensor, right: &Tensor) -> Result<Tensor> {
+        self.adopt(&self.plain()?.concat(&left.view().to_host()?, &right.view().to_host()?)?)
+    }
+
+    fn average(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        self.adopt(&self.plain()?.average(&a.view().to_host()?, &b.view().to_host()?)?)
+    }
+
+    fn hidden_sizes(&self, sizes: Option<&Tensor>, shape: [usize; 2], hidden: usize) -> Result<Tensor> {
+        let sizes = sizes.map(|sizes| sizes.view().to_host()).transpose()?;
+        self.adopt(&self.plain()?.hidden_sizes(sizes.as_ref(), shape, hidden)?)
+    }
+}

@@ -1,0 +1,85 @@
+//! Affine layers.
+
+use super::{
+    Context, Tensor,
+    activation::Gate,
+    check::{addressable, expect_shape},
+    gemm::{Finish, Rows, product},
+    pack::{Packed, Shared},
+};
+use crate::{
+    Error, Result,
+    backend::{Epilogue, LinearRows},
+    model::Activation,
+};
+
+/// A weight's packed form: its own, or one in `passing` that is made for this time only.
+pub(super) fn packed_or<'a>(
+    context: &Context,
+    weight: &'a Tensor,
+    passing: &'a mut Option<Packed>,
+) -> &'a Packed {
+    let pack = |values: &[f32]| Packed::new(values, weight.width(), context.kernels, &context.threads);
+    match weight.weight() {
+        Some(weight) => weight.packed(pack),
+        None => passing.insert(pack(&weight.view())),
+    }
+}
+
+/// [`Backend::linear`](crate::backend::Backend::linear).
+pub(super) fn linear(
+    context: &Context,
+    x: &Tensor,
+    layer: &LinearRows<'_, Tensor>,
+    epilogue: Epilogue<Tensor>,
+) -> Result<Tensor> {
+    const OP: &str = "linear";
+    let weight = &layer.layer.weight;
+    let (outputs, inputs) = (weight.shape().first().copied().unwrap_or(1), x.width());
+    expect_shape(OP, "weight", weight, &[outputs, inputs])?;
+    if let Some(bias) = &layer.layer.bias {
+        expect_shape(OP, "bias", bias, &[outputs])?;
+    }
+    let range = layer.rows.clone().unwrap_or(0..outputs);
+    if range.start >= range.end || range.end > outputs {
+        return Err(Error::argument(OP, format!("outputs {range:?} are not among the layer's {outputs}")));
+    }
+    let (rows, width) = (x.rows(), range.len());
+    let shape = x.shape.with_width(width);
+    let len = addressable(OP, shape)?;
+    let (mut out, add, activation) = match epilogue {
+        Epilogue::AddTo(residual) => {
+            expect_shape(OP, "residual", &residual, &shape)?;
+            (residual.into_buffer(&context.pool), true, None)
+        }
+        Epilogue::Activation(Activation::SwiGlu) if width % 2 != 0 => {
+            let what = format!("{width} outputs cannot be gated: the number is odd");
+            return Err(Error::argument(OP, what));
+        }
+        Epilogue::Activation(activation) => (context.pool.take(len), false, Some(activation)),
+        Epilogue::None => (context.pool.take(len), false, None),
+    };
+    let (input, bias) = (x.view(), layer.layer.bias.as_ref().map(Tensor::view));
+    let finish = Finish {
+        bias: bias.as_deref(),
+        add,
+        activation: activation.filter(|&activation| activation != Activation::SwiGlu),
+        scales: None,
+    };
+    let a = Rows { data: &input, count: rows, stride: inputs };
+    let mut passing = None;
+    let packed = packed_or(context, weight, &mut passing);
+    product(context.kernels, &context.threads, a, packed.panels(), range, out.make_mut(), finish);
+    if activation != Some(Activation::SwiGlu) {
+        return Ok(Tensor::pooled(shape, out));
+    }
+    let half = width / 2;
+    let mut gated = context.pool.take(rows * half);
+    let shared = Shared::of(gated.make_mut());
+    context.threads.run(rows, |_, row| {
+        // SAFETY: each task has a row of its own.
+        let gated = unsafe { shared.part(row * half, half) };
+        context.kernels.run(Gate { row: &out[row * width..(row + 1) * width], out: gated });
+    });
+    Ok(Tensor::pooled(shape.with_width(half), gated))
+}

@@ -1,0 +1,143 @@
+//! The processor, fast: weights packed once, products, activations and norms in vector registers, attention in tiles that
+//! stay in the cache, buffers that come back.
+//!
+//! [`Cpu`] is what the command runs on when there is no card. It is held to the plain [reference](crate::reference), operation
+//! by operation and model by model. Results are the same bits for any number of threads, and as close to the reference's as
+//! sums in another order are; they may differ in their last bits between instruction sets.
+
+#![allow(
+    clippy::inline_always,
+    reason = "only inlined code is compiled for the instruction set that a kernel is run with"
+)]
+
+mod activation;
+mod attention;
+mod backend;
+mod check;
+mod gemm;
+mod grid;
+mod linear;
+mod matching;
+mod merge;
+mod norm;
+mod pack;
+mod patch;
+mod plan;
+mod pool;
+mod select;
+mod simd;
+mod stem;
+mod tensor;
+mod threads;
+
+use std::sync::{Arc, OnceLock};
+
+pub use plan::Plan;
+pub use simd::Instructions;
+pub use tensor::Tensor;
+
+use self::{pool::Pool, simd::Kernels, threads::Threads};
+use crate::{Error, Result, reference::Reference};
+
+/// The processor as a backend: its threads, and the memory that forward passes use again and again. Clones share both.
+///
+/// ```
+/// use foveate::{backend::{Backend, Epilogue, Linear}, cpu::Cpu, Tensor};
+/// let cpu = Cpu::new();
+/// let x = cpu.upload(Tensor::new(&[1, 1, 2], vec![1.0, 2.0])?)?;
+/// let weight = cpu.upload(Tensor::new(&[1, 2], vec![10.0, 1.0])?)?;
+/// let y = cpu.linear(&x, Linear { weight, bias: None }.all(), Epilogue::None)?;
+/// assert_eq!(cpu.download(&y)?.data(), [12.0]);
+/// # Ok::<(), foveate::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Cpu {
+    context: Arc<Context>,
+}
+
+/// What operations work with.
+struct Context {
+    threads: Threads,
+    pool: Pool,
+    kernels: Kernels,
+    /// Runs what is rare; its threads are started when it is first needed.
+    plain: OnceLock<Reference>,
+}
+
+impl Cpu {
+    /// A backend with as many threads as rayon's global pool has: one per core unless the program set it up otherwise.
+    ///
+    /// # Panics
+    /// When the operating system refuses to start them.
+    pub fn new() -> Self {
+        Self::with_threads(rayon::current_num_threads()).expect("the system starts a thread for each core")
+    }
+
+    /// A backend with `threads` threads, the calling one among them.
+    ///
+    /// # Errors
+    /// When `threads` is 0 or the operating system refuses to start them.
+    pub fn with_threads(threads: usize) -> Result<Self> {
+        Self::with(threads, Instructions::detect())
+    }
+
+    /// A backend with `threads` threads and other instructions than the best ones that the processor has, to compare.
+    ///
+    /// # Errors
+    /// As [`Cpu::with_threads`], and when the processor does not have them.
+    pub fn with(threads: usize, instructions: Instructions) -> Result<Self> {
+        let kernels = instructions.checked()?;
+        let context = Context {
+            threads: Threads::new(threads)?,
+            pool: Pool::default(),
+            kernels,
+            plain: OnceLock::new(),
+        };
+        Ok(Self { context: Arc::new(context) })
+    }
+
+    /// How many threads the operations use.
+    pub fn threads(&self) -> usize {
+        self.context.threads.count()
+    }
+
+    /// The vector instructions in use.
+    pub fn instructions(&self) -> Instructions {
+        self.context.kernels.name()
+    }
+
+    /// Bytes that are kept for the next forward pass and not in use.
+    pub fn idle_bytes(&self) -> usize {
+        self.context.pool.idle_bytes()
+    }
+
+    /// Gives the memory that is kept for the next forward pass back to the system.
+    pub fn release_memory(&self) {
+        self.context.pool.clear();
+    }
+
+    /// The plain backend for operations that have no fast form.
+    fn plain(&self) -> Result<&Reference> {
+        if let Some(plain) = self.context.plain.get() {
+            return Ok(plain);
+        }
+        let plain = Reference::with_threads(self.threads())
+            .map_err(|e| Error::argument("threads", format!("a second set of them was refused: {e}")))?;
+        Ok(self.context.plain.get_or_init(|| plain))
+    }
+}
+
+impl Default for Cpu {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl std::fmt::Debug for Cpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut out = f.debug_struct("Cpu");
+        out.field("threads", &self.threads())
+            .field("instructions", &self.instructions())
+            .finish_non_exhaustive()
+    }
+}

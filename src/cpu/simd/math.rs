@@ -1,0 +1,75 @@
+//! Elementary functions of vectors.
+
+use super::Simd;
+use crate::model::Activation;
+
+/// `c[0] + c[1]·x + ...`.
+#[inline(always)]
+fn polynomial<S: Simd, const N: usize>(s: S, x: S::V, c: [f32; N]) -> S::V {
+    let mut sum = s.splat(c[N - 1]);
+    for c in c[..N - 1].iter().rev() {
+        sum = s.fma(sum, x, s.splat(*c));
+    }
+    sum
+}
+
+/// `e^x` of x ≤ 0 to within 2 units in the last place; 0 below -87.3, NaN for NaN.
+#[inline(always)]
+pub(in crate::cpu) fn exp_negative<S: Simd>(s: S, x: S::V) -> S::V {
+    let clamped = s.largest(s.splat(-87.5), x);
+    let n = s.round(s.mul(clamped, s.splat(std::f32::consts::LOG2_E)));
+    // ln 2 in two parts: the product with the first does not round.
+    let r = s.fma(n, s.splat(-0.693_359_4), clamped);
+    let r = s.fma(n, s.splat(2.121_944_4e-4), r);
+    // The polynomial of the Cephes library's expf.
+    let p =
+        polynomial(s, r, [5e-1, 1.666_666_6e-1, 4.166_579_6e-2, 8.333_452e-3, 1.398_2e-3, 1.987_569_1e-4]);
+    let e = s.add(s.fma(p, s.mul(r, r), r), s.splat(1.0));
+    s.where_less(x, s.splat(-87.3), s.splat(0.0), s.mul(e, s.power_of_two(n)))
+}
+
+/// The error function to within 4e-7: a quotient of two polynomials, fitted to the smallest relative error over
+/// [0, 3.95]; exactly 1 beyond.
+#[inline(always)]
+#[expect(clippy::excessive_precision, reason = "a fitted number, not 2/sqrt(pi)")]
+pub(in crate::cpu) fn erf<S: Simd>(s: S, x: S::V) -> S::V {
+    let t = s.least(s.splat(3.95), s.abs(x));
+    let z = s.mul(t, t);
+    let above = polynomial(
+        s,
+        z,
+        [1.128_379_106_521_606_4, 0.191_560_27, 0.052_876_827, 3.808_628_3e-3, 2.847_051e-4, 2.025_907e-6],
+    );
+    let below =
+        polynomial(s, z, [1.0, 0.503_098_55, 0.114_563_81, 0.015_055_988, 1.170_853_6e-3, 3.783_273e-5]);
+    let e = s.div(s.mul(t, above), below);
+    s.copysign(s.least(s.splat(1.0), e), x)
+}
+
+/// By `e^-|x|`, which is at most 1: nothing overflows, and what vanishes is exactly 0.
+#[inline(always)]
+fn sigmoid<S: Simd>(s: S, x: S::V) -> S::V {
+    let e = exp_negative(s, s.sub(s.splat(0.0), s.abs(x)));
+    let above = s.where_less(x, s.splat(0.0), e, s.splat(1.0));
+    s.div(above, s.add(s.splat(1.0), e))
+}
+
+/// An activation of one vector. [`Activation::SwiGlu`] is not elementwise; its gate is [`Activation::Silu`].
+#[inline(always)]
+pub(in crate::cpu) fn activate<S: Simd>(s: S, activation: Activation, x: S::V) -> S::V {
+    match activation {
+        Activation::Gelu => {
+            let half = s.mul(x, s.splat(0.5));
+            s.fma(half, erf(s, s.mul(x, s.splat(std::f32::consts::FRAC_1_SQRT_2))), half)
+        }
+        Activation::GeluTanh => {
+            let cubic = s.mul(s.mul(s.mul(x, x), x), s.splat(0.044_715));
+            let inner = s.mul(s.add(x, cubic), s.splat(2.0 * 0.797_884_6));
+            // (1 + tanh(y))/2 is the sigmoid of 2y.
+            s.mul(x, sigmoid(s, inner))
+        }
+        Activation::QuickGelu => s.mul(x, sigmoid(s, s.mul(x, s.splat(1.702)))),
+        Activation::Silu | Activation::SwiGlu => s.mul(x, sigmoid(s, x)),
+        Activation::Relu => s.where_less(x, s.splat(0.0), s.splat(0.0), x),
+    }
+}
