@@ -426,6 +426,12 @@ pub trait Backend: Send + Sync {
         first: usize,
     ) -> Result<Self::Tensor>;
 
+    /// Columns `range` of every token, (B, N, C) → (B, N, range).
+    fn columns(&self, x: &Self::Tensor, range: Range<usize>) -> Result<Self::Tensor>;
+    /// Attention by positive random features `w` (m, D), linear in the number of tokens (T2T-ViT's performer, Choromanski et al.,
+    /// ICLR 2021): of `packed` keys, queries and values (B, N, 3D), in that order,
+    /// `φ(q_t)·Σ φ(k_s) v_sᵀ / (φ(q_t)·Σ φ(k_s) + 1e-8)` with `φ(a) = exp(w a - |a|²/2)/√m`, (B, N, D). In `f32` throughout.
+    fn performer(&self, packed: &Self::Tensor, w: &Self::Tensor) -> Result<Self::Tensor>;
     /// The largest value of each column over the tokens from `first` on, (B, N, C) → (B, C). Tokens of size 0 (`sizes`, B and N)
     /// do not count; where none counts it is 0. A NaN among those that count is the result.
     fn max_tokens(

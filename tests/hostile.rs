@@ -12,7 +12,16 @@ use foveate::{
 const HUGE: usize = usize::MAX;
 
 fn host() -> Host {
-    Host { depth: 4, special: 1, class_token: true, width: 8, heads: 2, grid: [4, 4], weights: None }
+    Host {
+        depth: 4,
+        special: 1,
+        class_token: true,
+        width: 8,
+        heads: 2,
+        grid: [4, 4],
+        aux_head: false,
+        weights: None,
+    }
 }
 
 /// Methods with numbers beyond all bounds, and what the refusal names.

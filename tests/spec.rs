@@ -132,8 +132,16 @@ fn unsuitable_hosts_are_refused() {
 
 #[test]
 fn a_method_without_its_weights_is_refused() {
-    let host =
-        Host { depth: 12, special: 1, class_token: true, width: 64, heads: 1, grid: [4, 4], weights: None };
+    let host = Host {
+        depth: 12,
+        special: 1,
+        class_token: true,
+        width: 64,
+        heads: 1,
+        grid: [4, 4],
+        aux_head: false,
+        weights: None,
+    };
     let check = |spec: &str, host: &Host| {
         spec.parse::<Reduction>().unwrap().check(host).map_err(|error| error.to_string())
     };
@@ -166,8 +174,16 @@ fn a_method_without_its_weights_is_refused() {
 /// The counts of the official code for 196 patches, and that shares are of the first ones: a larger later share keeps all.
 #[test]
 fn counts_by_hand() {
-    let host =
-        Host { depth: 12, special: 1, class_token: true, width: 64, heads: 1, grid: [14, 14], weights: None };
+    let host = Host {
+        depth: 12,
+        special: 1,
+        class_token: true,
+        width: 64,
+        heads: 1,
+        grid: [14, 14],
+        aux_head: false,
+        weights: None,
+    };
     let counts = |spec: &str| {
         let mut counts = spec.parse::<Reduction>().unwrap().token_counts(197, &host);
         counts.dedup();
@@ -218,7 +234,7 @@ proptest! {
             // Whatever was asked for, counts never grow and special tokens never go.
             let grid = [7, 7];
             let host =
-                Host { depth: 12, special: 1, class_token: true, width: 64, heads: 1, grid, weights: None };
+                Host { depth: 12, special: 1, class_token: true, width: 64, heads: 1, grid, aux_head: false, weights: None };
             if reduction.check(&host).is_ok() {
                 let counts = reduction.token_counts(50, &host);
                 prop_assert!(counts.windows(2).all(|w| w[1] <= w[0] && w[1] >= 1), "{} {:?}", printed, counts);

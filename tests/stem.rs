@@ -3,7 +3,7 @@
 use foveate::{
     Images, Pixels, Tensor,
     backend::{Linear, Window},
-    model::Activation,
+    model::{Activation, Stem, arch},
 };
 use proptest::prelude::*;
 
@@ -115,6 +115,33 @@ proptest! {
     }
 }
 
+/// Parameters as the official classes have them, in millions.
+#[test]
+fn published_models_have_their_parameters() {
+    for (name, published) in [
+        ("lvvit_t", 8.53),
+        ("lvvit_s", 26.15),
+        ("lvvit_m", 55.83),
+        ("t2t_vit_7", 4.31),
+        ("t2t_vit_10", 5.89),
+        ("t2t_vit_12", 6.94),
+        ("t2t_vit_14", 21.55),
+        ("t2t_vit_19", 39.18),
+        ("t2t_vit_t_14", 21.54),
+    ] {
+        let config = arch::config(name).unwrap();
+        let params = arch::random_params(&config, 0);
+        // A batch norm's weight is folded into the convolution, its bias stays.
+        let mut count = if let Stem::Convolutions { filters } = config.stem { 3 * filters } else { 0 };
+        let mut add = |tensor: Tensor| {
+            count += tensor.data().len();
+            Ok(tensor)
+        };
+        params.try_map(&mut add).unwrap();
+        assert_eq!(format!("{:.2}", count as f64 / 1e6), format!("{published:.2}"), "{name}: {count}");
+    }
+}
+
 #[test]
 fn the_largest_values_of_tokens_that_count() {
     let x = Tensor::new(&[2, 3, 2], vec![9.0, 9.0, -1.0, 2.0, 5.0, -3.0, 0.0, 0.0, 1.0, f32::NAN, 2.0, 4.0])
@@ -131,6 +158,59 @@ fn the_largest_values_of_tokens_that_count() {
             |first, sizes: &Tensor| reference.max_tokens(&x, Some(sizes), first).unwrap_err().to_string();
         assert!(said(3, &sizes).contains("no tokens are left from 3 on, of 3"));
         assert!(said(0, &Tensor::zeros(&[2, 2])).contains("sizes has shape [2, 2], expected [2, 3]"));
+    }
+}
+
+proptest! {
+    /// The definition the N x N way, in double precision.
+    #[test]
+    fn a_performer_is_attention_by_random_features(
+        batch in 1_usize..3, n in 1_usize..40, width in 1_usize..20, features in 1_usize..10, seed in any::<u32>(),
+    ) {
+        let packed = Tensor::new(&[batch, n, 3 * width], values(batch * n * 3 * width, seed)).unwrap();
+        let w = Tensor::new(&[features, width], values(features * width, seed ^ 1)).unwrap();
+        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+        let phi = |a: &[f32]| -> Vec<f64> {
+            let feature = |row| (dot(a, row) - dot(a, a) / 2.0).exp() / (features as f64).sqrt();
+            w.data().chunks(width).map(feature).collect()
+        };
+        for backend in backends() {
+            let got = backend.performer(&packed, &w).unwrap();
+            let values = backend.columns(&packed, 2 * width..3 * width).unwrap();
+            prop_assert_eq!(got.shape(), &[batch, n, width][..]);
+            for image in 0..batch {
+                let row = |token: usize| &packed.item(image)[token * 3 * width..(token + 1) * 3 * width];
+                for token in 0..n {
+                    let query = phi(&row(token)[width..2 * width]);
+                    let weight = |s: usize| phi(&row(s)[..width]).iter().zip(&query).map(|(a, b)| a * b).sum::<f64>();
+                    let below = (0..n).map(weight).sum::<f64>() + 1e-8;
+                    for column in 0..width {
+                        let value = |s: usize| f64::from(values.item(image)[s * width + column]);
+                        prop_assert_eq!(values.item(image)[token * width + column], row(token)[2 * width + column]);
+                        let want = (0..n).map(|s| weight(s) / below * value(s)).sum::<f64>();
+                        // A mean of values of up to a half; its weights are off by the features' arguments, sums of D products.
+                        let limit = 8.0 * f64::from(f32::EPSILON) * ((n * features) as f64).sqrt().max(width as f64);
+                        let got = f64::from(got.item(image)[token * width + column]);
+                        prop_assert!((got - want).abs() <= limit, "{got} instead of {want}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn wrong_performers_and_columns_are_named() {
+    let x = Tensor::zeros(&[1, 4, 6]);
+    for backend in backends() {
+        let said = |x: &Tensor, w: &[usize]| backend.performer(x, &Tensor::zeros(w)).unwrap_err().to_string();
+        assert!(
+            said(&Tensor::zeros(&[1, 4, 7]), &[3, 2]).contains("no keys, queries and values of one width")
+        );
+        assert!(said(&x, &[3, 3]).contains("the random features has shape [3, 3], expected [3, 2]"));
+        assert!(said(&x, &[0, 2]).contains("no random features"));
+        let error = backend.columns(&x, 4..7).unwrap_err().to_string();
+        assert!(error.contains("columns 4..7 are not among 6"), "{error}");
     }
 }
 

@@ -9,6 +9,7 @@ use foveate::{
     Images, Reduction, Tensor,
     macs::{GridConvention, GridMacs},
     model::{AffNet, AffNetConfig, affnet::AffNetParams},
+    reduction::Backbone,
     weights::{Checkpoint, LoadedAffNet, Overrides, is_affnet, load_affnet},
 };
 use serde_json::{Value, json};
@@ -44,13 +45,7 @@ pub(crate) fn open(weights: &Path, overrides: &Overrides) -> Result<Option<Opene
 
 /// Refuses what reduces tokens.
 pub(crate) fn refuse(name: &str, reduction: &Reduction) -> Result<(), Failure> {
-    if *reduction == Reduction::None {
-        return Ok(());
-    }
-    Err(Failure::Input(format!(
-        "{name}: reduction `{reduction}` does not apply: an AFFNet mixes positions in the frequency domain of a whole grid, \
-         from which no token can be dropped or merged; use none"
-    )))
+    reduction.check_on(&Backbone::Grid).map_err(|error| Failure::Input(format!("{name}: {error}")))
 }
 
 impl Opened {

@@ -33,8 +33,8 @@ Examples:
 
 MACs are multiply-adds per image as fvcore counts them (ToMe, MCTF); the JSON also has torchprofile's (EViT).
 
-JSON: command, version, file, family, parameters, file_parameters, file_bytes, storage, model: {image, patch, channels, \
-width, depth, heads, hidden, activation, norm_eps, class_token, distillation_token, registers, readout, classes}, \
+JSON: command, version, file, family, parameters, file_parameters, file_bytes, storage, model: {image, patch, stem, \
+channels, width, depth, heads, hidden, activation, norm_eps, class_token, distillation_token, registers, readout, classes}, \
 settings: [{name, value, source}], grid, special_tokens, tokens, macs: {fvcore, torchprofile}, transform: {crop_pct, \
 interpolation, mean, std}, sparsity (of a model with holes): {density, macs, blocks: [{density, heads, neurons}]}, labels, metadata, reductions: [{reduction, tokens, macs: {fvcore, torchprofile}, macs_share}]. Of an \
 AFFNet: model: {image, channels, stem, widths, filters, features, activation, norm, norm_eps, shrinkage, classes}, parts: \
@@ -263,6 +263,7 @@ pub(crate) fn model_json(config: &VitConfig) -> Value {
     json!({
         "image": config.image,
         "patch": config.patch,
+        "stem": config.stem.name(),
         "channels": config.channels,
         "width": config.width,
         "depth": config.depth,

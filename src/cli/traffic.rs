@@ -37,7 +37,7 @@ impl Parameters {
         let tables = [&params.prefix, &params.position].into_iter().flatten().map(values).sum::<u64>();
         Self {
             embed: linear(&params.patch)
-                + params.stem.layers().into_iter().map(linear).sum::<u64>()
+                + params.stem.tensors().into_iter().map(values).sum::<u64>()
                 + tables
                 + norms(&[&params.norm_pre]),
             blocks: params.blocks.iter().map(block_parameters).collect(),

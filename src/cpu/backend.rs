@@ -215,6 +215,14 @@ impl Backend for Cpu {
         patch::mean_tokens(&self.context, x, sizes, first)
     }
 
+    fn columns(&self, x: &Tensor, range: Range<usize>) -> Result<Tensor> {
+        self.adopt(&self.plain()?.columns(&x.view().to_host()?, range)?)
+    }
+
+    fn performer(&self, packed: &Tensor, w: &Tensor) -> Result<Tensor> {
+        self.adopt(&self.plain()?.performer(&packed.view().to_host()?, &w.view().to_host()?)?)
+    }
+
     fn max_tokens(&self, x: &Tensor, sizes: Option<&Tensor>, first: usize) -> Result<Tensor> {
         patch::max_tokens(&self.context, x, sizes, first)
     }

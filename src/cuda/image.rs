@@ -10,9 +10,9 @@ use cudarc::{
 use super::{
     DType, activation::ActivationKernels, attention::AttentionKernels, cluster::ClusterKernels,
     convolution::ConvolutionKernels, frequency::FrequencyKernels, grid_norm::GridNormKernels,
-    head_norm::HeadNormKernels, patch::PatchKernels, predictor::PredictorKernels, reduce::ReduceKernels,
-    score::ScoreKernels, softmax::SoftmaxKernels, tokens::TokenKernels, unfold::UnfoldKernels,
-    windows::WindowKernels,
+    head_norm::HeadNormKernels, patch::PatchKernels, performer::PerformerKernels,
+    predictor::PredictorKernels, reduce::ReduceKernels, score::ScoreKernels, softmax::SoftmaxKernels,
+    tokens::TokenKernels, unfold::UnfoldKernels, windows::WindowKernels,
 };
 use crate::{Error, Result};
 
@@ -182,6 +182,7 @@ pub(super) struct Kernels {
     pub(super) grid_norm: GridNormKernels,
     pub(super) head_norm: HeadNormKernels,
     pub(super) patch: PatchKernels,
+    pub(super) performer: PerformerKernels,
     pub(super) predictor: PredictorKernels,
     pub(super) reduce: ReduceKernels,
     pub(super) score: ScoreKernels,
@@ -233,6 +234,7 @@ impl Kernels {
             grid_norm: GridNormKernels::load(&module("grid_norm")?)?,
             head_norm: HeadNormKernels::load(&module("head_norm")?)?,
             patch: PatchKernels::load(&module("patch")?)?,
+            performer: PerformerKernels::load(&module("performer")?)?,
             predictor: PredictorKernels::load(&module("predictor")?)?,
             reduce: ReduceKernels::load(&module("reduce")?)?,
             score: ScoreKernels::load(&module("score")?)?,

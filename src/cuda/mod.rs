@@ -20,6 +20,7 @@
 //! | [`matching`] | kernels/matching.cu | [`Backend::matching`] |
 //! | [`merge`] | kernels/merge.cu | [`Backend::merge`], [`Backend::unmerge`] |
 //! | [`patch`] | kernels/patch.cu | [`Backend::patches`], [`Backend::embed`] |
+//! | [`performer`] | kernels/performer.cu | [`Backend::performer`] |
 //! | [`predictor`] | kernels/predictor.cu | [`Backend::keep_scores`] |
 //! | [`plan`] | kernels/plan.cu | [`TokenPlan::then`] |
 //! | [`reduce`] | kernels/reduce.cu | sums and maxima of rows, means of columns |
@@ -70,6 +71,7 @@
 //! [`Backend::unfold_images`]: crate::backend::Backend::unfold_images
 //! [`Backend::patches`]: crate::backend::Backend::patches
 //! [`Backend::embed`]: crate::backend::Backend::embed
+//! [`Backend::performer`]: crate::backend::Backend::performer
 //! [`Backend::keep_scores`]: crate::backend::Backend::keep_scores
 //! [`Backend::token_scores`]: crate::backend::Backend::token_scores
 //! [`Backend::cluster`]: crate::backend::Backend::cluster
@@ -100,6 +102,7 @@ pub mod merge;
 pub mod norm;
 mod nvtx;
 pub mod patch;
+pub mod performer;
 mod pixels;
 pub mod plan;
 pub mod predictor;

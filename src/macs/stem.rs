@@ -1,7 +1,7 @@
 //! Multiply-adds of what comes before the patch projection.
 
 use super::Macs;
-use crate::model::{Stem, VitConfig};
+use crate::model::{Stem, TokensAttention, VitConfig};
 
 /// The counts of a stem, without its last projection. A stem that finds no place for a window costs nothing: no model has it.
 pub(super) fn of(config: &VitConfig) -> Macs {
@@ -16,6 +16,24 @@ pub(super) fn of(config: &VitConfig) -> Macs {
             Macs {
                 linear: products.iter().map(|(places, inputs)| places * inputs * f).sum(),
                 batch_normalised: products.iter().map(|(places, _)| places * f).sum(),
+                ..Macs::default()
+            }
+        }
+        Stem::TokensToToken { width, attention } => {
+            let t = width as u64;
+            let inputs = config.stage_inputs(width).map(|inputs| inputs as u64);
+            let stages = [(places(1), inputs[0]), (places(2), inputs[1])];
+            let attended = |n: u64| match attention {
+                TokensAttention::Transformer => 2 * n * n * t,
+                // Features of keys and queries, what they are divided by, sums and their use.
+                TokensAttention::Performer { features } => features as u64 * n * (4 * t + 1),
+            };
+            let softmax = |n: u64| if attention == TokensAttention::Transformer { n * n } else { 0 };
+            Macs {
+                linear: stages.iter().map(|(n, inputs)| n * (3 * t * inputs + 3 * t * t)).sum(),
+                attention: stages.iter().map(|(n, _)| attended(*n)).sum(),
+                normalised: stages.iter().map(|(n, inputs)| n * (inputs + t)).sum(),
+                softmax: stages.iter().map(|(n, _)| softmax(*n)).sum(),
                 ..Macs::default()
             }
         }
@@ -42,6 +60,23 @@ mod tests {
     #[test]
     fn lv_vit_counts_are_the_measured_ones() {
         for (arch, published) in [("lvvit_t", 2.88), ("lvvit_s", 6.57), ("lvvit_m", 12.70)] {
+            counted(arch, "none", published);
+        }
+    }
+
+    #[test]
+    fn t2t_vit_counts_are_the_measured_ones() {
+        for (arch, published) in [
+            ("t2t_vit_7", 1.16),
+            ("t2t_vit_10", 1.53),
+            ("t2t_vit_12", 1.77),
+            ("t2t_vit_14", 4.80),
+            ("t2t_vit_19", 8.50),
+            ("t2t_vit_24", 13.69),
+            ("t2t_vit_t_14", 6.11),
+            ("t2t_vit_t_19", 9.81),
+            ("t2t_vit_t_24", 15.00),
+        ] {
             counted(arch, "none", published);
         }
     }

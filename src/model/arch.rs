@@ -1,6 +1,9 @@
 //! Architectures by name, for counting and measuring without a checkpoint.
 
-use super::{Activation, BlockParams, BlockSize, Readout, Reducers, Stem, StemParams, VitConfig, VitParams};
+use super::{
+    Activation, BlockParams, BlockSize, Readout, Reducers, StageParams, Stem, StemParams, TokensAttention,
+    VitConfig, VitParams,
+};
 use crate::{
     Error, Result, Tensor,
     backend::{Linear, Norm, Predictor},
@@ -9,7 +12,7 @@ use crate::{
 };
 
 /// (name, image, patch, width, depth, heads, LayerScale, registers, class token's own distillation)
-const NAMES: [(&str, [usize; 5], Extra); 23] = [
+const NAMES: [(&str, [usize; 5], Extra); 32] = [
     ("deit_tiny", [224, 16, 192, 12, 3], Extra::Nothing),
     ("deit_small", [224, 16, 384, 12, 6], Extra::Nothing),
     ("deit_base", [224, 16, 768, 12, 12], Extra::Nothing),
@@ -33,7 +36,19 @@ const NAMES: [(&str, [usize; 5], Extra); 23] = [
     ("lvvit_t", [224, 16, 240, 12, 4], Extra::LvVit),
     ("lvvit_s", [224, 16, 384, 16, 6], Extra::LvVit),
     ("lvvit_m", [224, 16, 512, 20, 8], Extra::LvVit),
+    ("t2t_vit_7", [224, 16, 256, 7, 4], Extra::T2t(PERFORMER, 2)),
+    ("t2t_vit_10", [224, 16, 256, 10, 4], Extra::T2t(PERFORMER, 2)),
+    ("t2t_vit_12", [224, 16, 256, 12, 4], Extra::T2t(PERFORMER, 2)),
+    ("t2t_vit_14", [224, 16, 384, 14, 6], Extra::T2t(PERFORMER, 3)),
+    ("t2t_vit_19", [224, 16, 448, 19, 7], Extra::T2t(PERFORMER, 3)),
+    ("t2t_vit_24", [224, 16, 512, 24, 8], Extra::T2t(PERFORMER, 3)),
+    ("t2t_vit_t_14", [224, 16, 384, 14, 6], Extra::T2t(TokensAttention::Transformer, 3)),
+    ("t2t_vit_t_19", [224, 16, 448, 19, 7], Extra::T2t(TokensAttention::Transformer, 3)),
+    ("t2t_vit_t_24", [224, 16, 512, 24, 8], Extra::T2t(TokensAttention::Transformer, 3)),
 ];
+
+/// What all published T2T-ViTs with a performer have.
+const PERFORMER: TokensAttention = TokensAttention::Performer { features: 32 };
 
 #[derive(Clone, Copy)]
 enum Extra {
@@ -47,13 +62,24 @@ enum Extra {
     Clip(usize),
     /// A stem of convolutions with 64 filters, an auxiliary head, no bias of queries, keys and values.
     LvVit,
+    /// Tokens to token before the blocks, and the MLP's width over the model's; no bias of queries, keys and values.
+    T2t(TokensAttention, usize),
 }
 
 impl Extra {
+    fn stem(self) -> Stem {
+        match self {
+            Self::LvVit => Stem::Convolutions { filters: 64 },
+            Self::T2t(attention, _) => Stem::TokensToToken { width: 64, attention },
+            _ => Stem::Patches,
+        }
+    }
+
     /// Outputs of the MLP's first layer for a model of this width.
     fn hidden(self, width: usize) -> usize {
         match self {
             Self::LvVit => 3 * width,
+            Self::T2t(_, ratio) => ratio * width,
             _ => 4 * width,
         }
     }
@@ -80,7 +106,7 @@ pub fn config(name: &str) -> Result<VitConfig> {
     Ok(VitConfig {
         image: [image; 2],
         patch: [patch; 2],
-        stem: if let Extra::LvVit = extra { Stem::Convolutions { filters: 64 } } else { Stem::Patches },
+        stem: extra.stem(),
         channels: 3,
         width,
         depth,
@@ -93,13 +119,13 @@ pub fn config(name: &str) -> Result<VitConfig> {
             _ => Vec::new(),
         },
         activation: if clip { Activation::QuickGelu } else { Activation::Gelu },
-        norm_eps: if matches!(extra, Extra::Clip(_) | Extra::LvVit) { 1e-5 } else { 1e-6 },
+        norm_eps: if matches!(extra, Extra::Clip(_) | Extra::LvVit | Extra::T2t(..)) { 1e-5 } else { 1e-6 },
         class_token: true,
         distillation_token: matches!(extra, Extra::Distilled),
         registers: if let Extra::Headless(registers) = extra { registers } else { 0 },
         readout: if let Extra::LvVit = extra { Readout::ClassAndAux } else { Readout::Class },
         classes: match extra {
-            Extra::Nothing | Extra::Distilled | Extra::Structured(..) | Extra::LvVit => 1000,
+            Extra::Nothing | Extra::Distilled | Extra::Structured(..) | Extra::LvVit | Extra::T2t(..) => 1000,
             Extra::Headless(_) => 0,
             Extra::Clip(width) => width,
         },
@@ -179,6 +205,32 @@ pub fn random_params(config: &VitConfig, seed: u64) -> VitParams<Tensor> {
             linear(filters, 9 * filters),
             linear(filters, 9 * filters),
         ]),
+        Stem::TokensToToken { width, attention } => {
+            let mut stage = |inputs: usize| {
+                let (features, packed) = match attention {
+                    // Of unit scale, as the features that are drawn.
+                    TokensAttention::Performer { features } => {
+                        let drawn = linear(features, width).weight.into_data();
+                        let drawn = drawn.into_iter().map(|v| v * (width as f32).sqrt()).collect();
+                        (Tensor::new(&[features, width], drawn).ok(), linear(3 * width, inputs))
+                    }
+                    TokensAttention::Transformer => {
+                        (None, Linear { bias: None, ..linear(3 * width, inputs) })
+                    }
+                };
+                StageParams {
+                    norm1: norm(inputs),
+                    packed,
+                    features,
+                    proj: linear(width, width),
+                    norm2: norm(width),
+                    fc1: linear(width, width),
+                    fc2: linear(width, width),
+                }
+            };
+            let [first, second] = config.stage_inputs(width);
+            StemParams::TokensToToken(Box::new([stage(first), stage(second)]))
+        }
     };
     let patch = linear(c, config.stem.projected(config.channels, config.patch));
     let blocks = (0..config.depth).map(|layer| {

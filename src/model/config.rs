@@ -165,6 +165,7 @@ impl VitConfig {
             width: self.width,
             heads: self.heads,
             grid: self.grid(),
+            aux_head: self.readout == Readout::ClassAndAux,
             weights: None,
         }
     }

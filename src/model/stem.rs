@@ -1,6 +1,6 @@
 //! What turns pixels into the patches' tokens.
 
-use super::{Activation, Vit, VitConfig, map::TryMap};
+use super::{Activation, Observer, Vit, VitConfig, map::TryMap, tokens_to_token::StageParams};
 use crate::{
     Error, Images, Result, Tensor,
     backend::{Backend, Epilogue, Linear, Window},
@@ -17,6 +17,25 @@ pub enum Stem {
         /// Channels between them.
         filters: usize,
     },
+    /// Overlapping windows made tokens, attended to and unfolded again, twice: T2T-ViT (arXiv 2101.11986).
+    TokensToToken {
+        /// Width of the tokens between.
+        width: usize,
+        /// How they attend to each other.
+        attention: TokensAttention,
+    },
+}
+
+/// The attention of T2T-ViT's tokens before the blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokensAttention {
+    /// One head of softmax attention.
+    Transformer,
+    /// Random features, linear in the number of tokens.
+    Performer {
+        /// How many.
+        features: usize,
+    },
 }
 
 /// A window and the grid that it moves over.
@@ -29,6 +48,15 @@ const CONVOLUTIONS: [Window; 3] = [
     Window { kernel: 3, stride: 1, padding: 1 },
 ];
 
+/// T2T-ViT's soft splits.
+const SPLITS: [Window; 3] = [
+    Window { kernel: 7, stride: 4, padding: 2 },
+    Window { kernel: 3, stride: 2, padding: 1 },
+    Window { kernel: 3, stride: 2, padding: 1 },
+];
+/// Side of the patch that the soft splits make a token of.
+pub(crate) const SPLIT_PATCH: usize = 16;
+
 impl Stem {
     /// The windows that the stem moves over the pixels, then over what it has made of them, for patches of this side; none
     /// where patches are cut out at once.
@@ -40,6 +68,7 @@ impl Stem {
                 let project = Window { kernel: half, stride: half, padding: 0 };
                 CONVOLUTIONS.into_iter().chain([project]).collect()
             }
+            Self::TokensToToken { .. } => SPLITS.to_vec(),
         }
     }
 
@@ -48,6 +77,7 @@ impl Stem {
         match self {
             Self::Patches => channels * height * width,
             Self::Convolutions { filters } => filters * (height / 2) * (width / 2),
+            Self::TokensToToken { width, .. } => SPLITS[2].taps() * width,
         }
     }
 }
@@ -97,7 +127,24 @@ impl VitConfig {
                     + places(3) * f
                     + patches * c
             }
+            Stem::TokensToToken { width, .. } => {
+                let t = width as u64;
+                let inputs = self.stage_inputs(t as usize).map(|inputs| inputs as u64);
+                // Rows unfolded, normalised, packed; values copied, attention, projection, norm, MLP; the last rows unfolded.
+                let stage = |n: u64, inputs: u64| n * (4 * inputs + 3 * t) + n * (2 + 4 + 3 + 2 + 2 + 3) * t;
+                let last = patches * SPLITS[2].taps() as u64 * t;
+                stage(places(1), inputs[0])
+                    + stage(places(2), inputs[1])
+                    + places(2) * t
+                    + 2 * last
+                    + patches * c
+            }
         }
+    }
+
+    /// Inputs of T2T-ViT's stages for tokens of this width.
+    pub(crate) fn stage_inputs(&self, width: usize) -> [usize; 2] {
+        [SPLITS[0].taps() * self.channels, SPLITS[1].taps() * width]
     }
 
     /// Whether the stem's numbers fit the patches and the image.
@@ -105,6 +152,15 @@ impl VitConfig {
         let [height, width] = self.patch;
         match self.stem {
             Stem::Patches => return Ok(()),
+            Stem::TokensToToken { width: tokens, attention } => {
+                let features = !matches!(attention, TokensAttention::Performer { features: 0 });
+                if tokens == 0 || !features || [height, width] != [SPLIT_PATCH; 2] {
+                    return Err(Error::model(format!(
+                        "a tokens-to-token stem of width {tokens} and patches of {height}x{width}: the width and the number of \
+                         random features must not be 0, and patches must be {SPLIT_PATCH}x{SPLIT_PATCH}"
+                    )));
+                }
+            }
             Stem::Convolutions { filters } => {
                 if filters == 0 || height != width || height < 2 || !height.is_multiple_of(2) {
                     return Err(Error::model(format!(
@@ -139,6 +195,8 @@ pub enum StemParams<T> {
     /// LV-ViT's convolutions with their batch norms folded in: (F, channels · 49) in the order of
     /// [`Backend::unfold_images`], then (F, 9·F) twice in that of [`Backend::unfold`].
     Convolutions([Linear<T>; 3]),
+    /// T2T-ViT's two stages.
+    TokensToToken(Box<[StageParams<T>; 2]>),
 }
 
 impl<T> StemParams<T> {
@@ -148,14 +206,21 @@ impl<T> StemParams<T> {
             Self::Convolutions([one, two, three]) => {
                 StemParams::Convolutions([one.try_map(f)?, two.try_map(f)?, three.try_map(f)?])
             }
+            Self::TokensToToken(stages) => {
+                let [one, two] = *stages;
+                StemParams::TokensToToken(Box::new([one.try_map(f)?, two.try_map(f)?]))
+            }
         })
     }
 
-    /// Every layer.
-    pub fn layers(&self) -> Vec<&Linear<T>> {
+    /// Every tensor.
+    pub fn tensors(&self) -> Vec<&T> {
         match self {
             Self::Patches => Vec::new(),
-            Self::Convolutions(layers) => layers.iter().collect(),
+            Self::Convolutions(layers) => {
+                layers.iter().flat_map(|layer| std::iter::once(&layer.weight).chain(&layer.bias)).collect()
+            }
+            Self::TokensToToken(stages) => stages.iter().flat_map(StageParams::tensors).collect(),
         }
     }
 }
@@ -177,6 +242,12 @@ impl StemParams<Tensor> {
                 }
                 Ok(())
             }
+            (Self::TokensToToken(stages), Stem::TokensToToken { width, attention }) => {
+                for (i, (stage, inputs)) in stages.iter().zip(config.stage_inputs(width)).enumerate() {
+                    stage.check(i + 1, inputs, width, attention, &linear)?;
+                }
+                Ok(())
+            }
             (_, stem) => {
                 Err(Error::model(format!("the parameters of the stem are not those of {}", stem.name())))
             }
@@ -190,6 +261,12 @@ impl Stem {
         match self {
             Self::Patches => "patches",
             Self::Convolutions { .. } => "convolutions",
+            Self::TokensToToken { attention: TokensAttention::Transformer, .. } => {
+                "tokens to token, transformer"
+            }
+            Self::TokensToToken { attention: TokensAttention::Performer { .. }, .. } => {
+                "tokens to token, performer"
+            }
         }
     }
 }
@@ -205,7 +282,7 @@ impl<B: Backend> Vit<B> {
     }
 
     /// The patches' tokens without their positions, (B, patches, C), from the rows that the first layer works on.
-    pub(super) fn patch_tokens(&self, rows: B::Tensor) -> Result<B::Tensor> {
+    pub(super) fn patch_tokens(&self, rows: B::Tensor, observer: &mut impl Observer<B>) -> Result<B::Tensor> {
         let (backend, project) = (self.backend(), &self.params().patch);
         let (steps, _) = self.config().stem_grids()?;
         match &self.params().stem {
@@ -220,6 +297,16 @@ impl<B: Backend> Vit<B> {
                 }
                 let (window, grid) = steps[3];
                 backend.convolve(&x, grid, window, project, None)
+            }
+            StemParams::TokensToToken(stages) => {
+                let ((window, grid), (last, last_grid)) = (steps[1], steps[2]);
+                let x = self.stage(rows, &stages[0])?;
+                observer.stage(0, &x);
+                let rows = backend.unfold(&x, grid, window)?;
+                drop(x);
+                let x = self.stage(rows, &stages[1])?;
+                observer.stage(1, &x);
+                backend.convolve(&x, last_grid, last, project, None)
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The plain vision transformer: ViT, DeiT, DINOv2, CLIP's visual tower, LV-ViT.
+//! The plain vision transformer: ViT, DeiT, DINOv2, CLIP's visual tower, LV-ViT, T2T-ViT.
 
 use super::{BlockParams, BlockSize, Readout, VitConfig, VitParams, heads::padded};
 use crate::{
@@ -38,6 +38,8 @@ pub struct Output<B: Backend> {
 
 /// Looks on while a model runs. All methods do nothing unless implemented.
 pub trait Observer<B: Backend> {
+    /// Tokens leaving a stage of a tokens-to-token stem, (B, N, T): stage 0, then stage 1.
+    fn stage(&mut self, _stage: usize, _tokens: &B::Tensor) {}
     /// Tokens entering block 0, (B, N, C).
     fn embedded(&mut self, _tokens: &B::Tensor) {}
     /// A step: what the method saw, what it decided and what became of the tokens (before the MLP, for a step inside a
@@ -135,7 +137,7 @@ impl<B: Backend> Vit<B> {
     ) -> Result<Output<B>> {
         let host = self.host();
         method.check(&host)?;
-        let mut stream = self.embed(rows)?;
+        let mut stream = self.embed(rows, observer)?;
         observer.embedded(&stream.tokens);
         let mut token_counts = vec![stream.count];
         let mut plans = Vec::new();
@@ -151,8 +153,8 @@ impl<B: Backend> Vit<B> {
         self.read_out(stream, method.proportional_attention(), token_counts, plans)
     }
 
-    fn embed(&self, rows: B::Tensor) -> Result<Stream<B::Tensor>> {
-        let patches = self.patch_tokens(rows)?;
+    fn embed(&self, rows: B::Tensor, observer: &mut impl Observer<B>) -> Result<Stream<B::Tensor>> {
+        let patches = self.patch_tokens(rows, observer)?;
         let mut tokens =
             self.backend.embed(&patches, self.params.prefix.as_ref(), self.params.position.as_ref())?;
         drop(patches);

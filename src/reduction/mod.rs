@@ -4,6 +4,7 @@
 mod bat;
 mod dynamicvit;
 mod evit;
+mod fit;
 mod keep;
 mod mctf;
 mod mstm;
@@ -16,6 +17,7 @@ use std::{fmt, ops::Range, str::FromStr};
 pub use bat::Bat;
 pub use dynamicvit::DynamicVit;
 pub use evit::Evit;
+pub use fit::{Backbone, matrix};
 pub use keep::Keep;
 pub use mctf::{Amount, LookAhead, Mctf, MctfPooling};
 pub use mstm::Mstm;
@@ -44,6 +46,8 @@ pub struct Host {
     pub heads: usize,
     /// Rows and columns of patches that enter block 0.
     pub grid: [usize; 2],
+    /// An auxiliary head reads the largest logits over all patches' tokens that are left.
+    pub aux_head: bool,
     /// The weights of methods that the model has; `None` when only its shape is known, which refuses no method.
     pub weights: Option<OwnWeights>,
 }

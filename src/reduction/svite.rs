@@ -100,6 +100,13 @@ impl Method for Svite {
         if self.tokens == 0 {
             return Err(unsuitable(self, "keeps no token; keep 1 at least"));
         }
+        if self.removal == Removal::Mask && host.aux_head {
+            return Err(unsuitable(
+                self,
+                "tokens that are multiplied by zero stay in the sequence, where the maximum of the auxiliary head would read them; \
+                 use mode=gather, or readout=class",
+            ));
+        }
         let Some(weights) = host.weights else { return Ok(()) };
         if !weights.selector {
             return Err(unsuitable(

@@ -21,6 +21,7 @@ pub mod matching;
 pub mod merge;
 pub mod norm;
 mod patch;
+mod performer;
 pub mod predictor;
 mod readout;
 mod score;
@@ -220,6 +221,14 @@ impl Backend for Reference {
 
     fn mean_tokens(&self, x: &Tensor, sizes: Option<&Tensor>, first: usize) -> Result<Tensor> {
         patch::mean_tokens(x, sizes, first)
+    }
+
+    fn columns(&self, x: &Tensor, range: Range<usize>) -> Result<Tensor> {
+        stem::columns(x, range)
+    }
+
+    fn performer(&self, packed: &Tensor, w: &Tensor) -> Result<Tensor> {
+        self.run(|| performer::performer(packed, w))
     }
 
     fn max_tokens(&self, x: &Tensor, sizes: Option<&Tensor>, first: usize) -> Result<Tensor> {

@@ -1,5 +1,7 @@
 //! What windows see of images and of feature maps, and the largest values of tokens.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::{expect_shape, tokens_shape};
@@ -81,6 +83,15 @@ pub(super) fn unfold(x: &Tensor, grid: [usize; 2], window: Window) -> Result<Ten
         }
     });
     Ok(out)
+}
+
+pub(super) fn columns(x: &Tensor, range: Range<usize>) -> Result<Tensor> {
+    let [batch, n, width] = tokens_shape("columns", "x", x)?;
+    if range.start >= range.end || range.end > width {
+        return Err(Error::argument("columns", format!("columns {range:?} are not among {width}")));
+    }
+    let rows = x.data().chunks(width).flat_map(|row| &row[range.clone()]);
+    Tensor::new(&[batch, n, range.len()], rows.copied().collect())
 }
 
 pub(super) fn max_tokens(x: &Tensor, sizes: Option<&Tensor>, first: usize) -> Result<Tensor> {

@@ -20,6 +20,8 @@ pub enum Family {
     Dinov2,
     /// The official LV-ViT (token labeling), a dialect of timm's.
     LvVit,
+    /// The official T2T-ViT, a dialect of timm's.
+    T2tVit,
     /// Hugging Face's ViT and DeiT.
     HuggingFaceVit,
     /// Hugging Face's DINOv2, with and without registers.
@@ -37,6 +39,7 @@ impl Family {
             Self::Timm => "timm VisionTransformer",
             Self::Dinov2 => "official DINOv2",
             Self::LvVit => "official LV-ViT",
+            Self::T2tVit => "official T2T-ViT",
             Self::HuggingFaceVit => "Hugging Face ViT/DeiT",
             Self::HuggingFaceDinov2 => "Hugging Face DINOv2",
             Self::HuggingFaceClip => "Hugging Face CLIP (visual tower)",
@@ -307,7 +310,7 @@ const UNSUPPORTED: [(&str, &str); 19] = [
     ("conv1", "a convolutional stem"),
     ("conv2", "a convolutional stem"),
     ("stem", "a convolutional stem"),
-    ("tokens_to_token", "T2T-ViT's tokens-to-token module"),
+    ("tokens_to_token", "a tokens-to-token module that is neither a transformer nor a performer"),
     ("blocks_token_only", "CaiT's class attention"),
     ("attns", "parallel attention"),
     ("lambda_q1", "differential attention"),
@@ -457,13 +460,14 @@ impl Names {
             prefix: "",
             chunks: BTreeMap::new(),
         };
-        let (mut official, mut labelled) = (false, false);
+        let (mut official, mut labelled, mut tokens_to_token) = (false, false, false);
         let mut unknown = None;
         for name in checkpoint.names() {
             match naming.meaning(name) {
                 Meaning::Known(known) => {
                     official |= ["register_tokens", "mlp.w12"].contains(&known.row) || known.chunk.is_some();
                     labelled |= ["stem.conv1", "aux_head"].contains(&known.slot.layer);
+                    tokens_to_token |= known.slot.layer.starts_with("t2t.");
                     names.insert(checkpoint, name, known)?;
                 }
                 Meaning::Reducer(short) => {
@@ -496,7 +500,9 @@ impl Names {
                 ),
             ));
         }
-        if labelled {
+        if tokens_to_token {
+            names.family = Family::T2tVit;
+        } else if labelled {
             names.family = Family::LvVit;
         } else if official {
             names.family = Family::Dinov2;
@@ -550,7 +556,7 @@ impl Names {
 
     /// The name a slot that is not there would have in this file.
     pub(super) fn would_be(&self, slot: Slot) -> String {
-        let dialect = matches!(self.family, Family::Dinov2 | Family::LvVit);
+        let dialect = matches!(self.family, Family::Dinov2 | Family::LvVit | Family::T2tVit);
         let family = if dialect { Family::Timm } else { self.family };
         let row_and_name = FAMILIES.iter().find(|naming| naming.family == family).and_then(|naming| {
             let rows = if slot.block.is_some() { [naming.block, &[]] } else { [naming.root, naming.stems] };

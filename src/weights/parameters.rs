@@ -184,7 +184,7 @@ impl<'a> Reader<'a> {
         if slot.block.is_some() { self.common.contains(&(slot.layer, slot.part)) } else { self.has(slot) }
     }
 
-    fn linear(&mut self, slot: Slot, rows: usize, columns: usize) -> Result<Linear<Tensor>> {
+    pub(super) fn linear(&mut self, slot: Slot, rows: usize, columns: usize) -> Result<Linear<Tensor>> {
         let weight = self.take(slot, &[rows, columns])?;
         let bias = bias_of(slot);
         let bias = if self.belongs(bias) { Some(self.take(bias, &[rows])?) } else { None };
@@ -192,7 +192,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A LayerNorm. Its bias must be there: the norms without one that occur in practice are `RMSNorm`s.
-    fn norm(&mut self, slot: Slot, width: usize, eps: f32) -> Result<Norm<Tensor>> {
+    pub(super) fn norm(&mut self, slot: Slot, width: usize, eps: f32) -> Result<Norm<Tensor>> {
         let weight = self.take(slot, &[width])?;
         if !self.has(bias_of(slot)) && !self.belongs(bias_of(slot)) {
             let what =
@@ -305,7 +305,7 @@ impl<'a> Reader<'a> {
         for i in 0..s.depth {
             blocks.push(self.block(i, s, heads, eps, skip)?);
         }
-        let (stem, patch) = self.read_stem(s)?;
+        let (stem, patch) = self.read_stem(s, eps)?;
 
         let mut special = Vec::new();
         let tokens = [("cls_token", 1), ("dist_token", 1), ("reg_token", s.registers)];

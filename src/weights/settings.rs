@@ -11,7 +11,7 @@ use super::{
 use crate::{
     Error, Result,
     image::{Interpolation, Transform},
-    model::{Activation, Readout, Stem, VitConfig},
+    model::{Activation, Readout, Stem, TokensAttention, VitConfig},
 };
 
 /// Widths whose number of heads is a convention rather than width/64.
@@ -96,8 +96,18 @@ impl Resolver<'_> {
         self.note("family", self.family.name(), "tensor names");
         let (positions, image) = self.positions()?;
         self.note("patch", sides(s.patch), "shapes");
-        if let Stem::Convolutions { filters } = s.stem {
-            self.note("stem", format!("3 convolutions, {filters} filters"), "tensor names, shapes");
+        let stem = match s.stem {
+            Stem::Patches => None,
+            Stem::Convolutions { filters } => Some(format!("3 convolutions, {filters} filters")),
+            Stem::TokensToToken { width, attention } => Some(match attention {
+                TokensAttention::Transformer => format!("tokens to token, transformer, width {width}"),
+                TokensAttention::Performer { features } => {
+                    format!("tokens to token, performer, width {width}, {features} random features")
+                }
+            }),
+        };
+        if let Some(stem) = stem {
+            self.note("stem", stem, "tensor names, shapes");
         }
         self.note("channels", s.channels.to_string(), "shapes");
         self.note("width", s.width.to_string(), "shapes");
@@ -299,7 +309,7 @@ impl Resolver<'_> {
         let Sourced { value, source } = given.unwrap_or_else(|| {
             let value = match self.family {
                 Family::HuggingFaceVit => 1e-12,
-                Family::HuggingFaceClip | Family::OpenClip | Family::LvVit => 1e-5,
+                Family::HuggingFaceClip | Family::OpenClip | Family::LvVit | Family::T2tVit => 1e-5,
                 // timm's CLIP towers, which keep the norm before the blocks.
                 Family::Timm if self.skeleton.norm_pre => 1e-5,
                 _ => 1e-6,

@@ -1,4 +1,4 @@
-//! LV-ViT's stem out of a checkpoint.
+//! The stems of LV-ViT and T2T-ViT out of a checkpoint.
 
 use super::{
     batch_norm,
@@ -6,9 +6,48 @@ use super::{
 };
 use crate::{
     Result, Tensor,
-    backend::Linear,
-    model::{Stem, StemParams},
+    backend::{Linear, Norm},
+    model::{SPLIT_PATCH, StageParams, Stem, StemParams, TokensAttention},
 };
+
+/// The slots of a stage of T2T-ViT.
+struct Stage {
+    norm1: &'static str,
+    qkv: &'static str,
+    kqv: &'static str,
+    w: &'static str,
+    proj: &'static str,
+    norm2: &'static str,
+    fc1: &'static str,
+    fc2: &'static str,
+}
+
+const STAGES: [Stage; 2] = [
+    Stage {
+        norm1: "t2t.1.norm1",
+        qkv: "t2t.1.qkv",
+        kqv: "t2t.1.kqv",
+        w: "t2t.1.w",
+        proj: "t2t.1.proj",
+        norm2: "t2t.1.norm2",
+        fc1: "t2t.1.fc1",
+        fc2: "t2t.1.fc2",
+    },
+    Stage {
+        norm1: "t2t.2.norm1",
+        qkv: "t2t.2.qkv",
+        kqv: "t2t.2.kqv",
+        w: "t2t.2.w",
+        proj: "t2t.2.proj",
+        norm2: "t2t.2.norm2",
+        fc1: "t2t.2.fc1",
+        fc2: "t2t.2.fc2",
+    },
+];
+
+/// Values of a channel that T2T-ViT's first window sees, and the others.
+const FIRST_TAPS: usize = 49;
+const SPLIT_TAPS: usize = 9;
 
 impl Reader<'_> {
     /// Which stem the names tell of, the side of its patches, and the image's channels.
@@ -20,13 +59,34 @@ impl Reader<'_> {
                 self.extents(root("patch_embed.proj"), "(C, filters, half of the patch, half of the patch)")?;
             return Ok((Stem::Convolutions { filters }, [2 * height, 2 * width], channels));
         }
+        let [first, second] = &STAGES;
+        if [first, second].iter().any(|stage| self.has(root(stage.norm1))) || self.has(root("t2t.project")) {
+            let [inputs] = self.extents(root(first.norm1), "(49 · channels)")?;
+            let [width, _] = self.extents(root(first.proj), "(T, T)")?;
+            if !inputs.is_multiple_of(FIRST_TAPS) {
+                let what = format!("holds {inputs} values, which are no windows of 7x7 pixels");
+                return Err(self.error_at(root(first.norm1), what));
+            }
+            let attention = if self.has(root(first.kqv)) || self.has(root(first.w)) {
+                let [features, _] = self.extents(root(first.w), "(random features, T)")?;
+                TokensAttention::Performer { features }
+            } else {
+                TokensAttention::Transformer
+            };
+            let stem = Stem::TokensToToken { width, attention };
+            return Ok((stem, [SPLIT_PATCH; 2], inputs / FIRST_TAPS));
+        }
         let [_, channels, height, width] =
             self.extents(root("patch_embed.proj"), "(C, channels, patch height, patch width)")?;
         Ok((Stem::Patches, [height, width], channels))
     }
 
     /// The stem and the projection behind it.
-    pub(super) fn read_stem(&mut self, s: &Skeleton) -> Result<(StemParams<Tensor>, Linear<Tensor>)> {
+    pub(super) fn read_stem(
+        &mut self,
+        s: &Skeleton,
+        eps: f32,
+    ) -> Result<(StemParams<Tensor>, Linear<Tensor>)> {
         let [height, width] = s.patch;
         match s.stem {
             Stem::Patches => {
@@ -45,7 +105,50 @@ impl Reader<'_> {
                 let stem = StemParams::Convolutions([first, taps_first(&second)?, taps_first(&third)?]);
                 Ok((stem, taps_first(&patch)?))
             }
+            Stem::TokensToToken { width, attention } => {
+                let inputs = [FIRST_TAPS * s.channels, SPLIT_TAPS * width];
+                let first = self.stage(&STAGES[0], inputs[0], width, attention, eps)?;
+                let second = self.stage(&STAGES[1], inputs[1], width, attention, eps)?;
+                // The pixels' rows keep their order; tokens are unfolded channels last.
+                let second = StageParams {
+                    norm1: Norm {
+                        weight: channels_last(&second.norm1.weight, width)?,
+                        bias: second.norm1.bias.map(|bias| channels_last(&bias, width)).transpose()?,
+                        eps,
+                    },
+                    packed: Linear { weight: channels_last(&second.packed.weight, width)?, ..second.packed },
+                    ..second
+                };
+                let project = self.linear(root("t2t.project"), s.width, SPLIT_TAPS * width)?;
+                let project = Linear { weight: channels_last(&project.weight, width)?, ..project };
+                Ok((StemParams::TokensToToken(Box::new([first, second])), project))
+            }
         }
+    }
+
+    fn stage(
+        &mut self,
+        stage: &Stage,
+        inputs: usize,
+        width: usize,
+        attention: TokensAttention,
+        eps: f32,
+    ) -> Result<StageParams<Tensor>> {
+        let (packed, features) = match attention {
+            TokensAttention::Transformer => (stage.qkv, None),
+            TokensAttention::Performer { features } => {
+                (stage.kqv, Some(self.take(root(stage.w), &[features, width])?))
+            }
+        };
+        Ok(StageParams {
+            norm1: self.norm(root(stage.norm1), inputs, eps)?,
+            packed: self.linear(root(packed), 3 * width, inputs)?,
+            features,
+            proj: self.linear(root(stage.proj), width, width)?,
+            norm2: self.norm(root(stage.norm2), width, eps)?,
+            fc1: self.linear(root(stage.fc1), width, width)?,
+            fc2: self.linear(root(stage.fc2), width, width)?,
+        })
     }
 
     fn projection(
@@ -85,6 +188,15 @@ impl Reader<'_> {
         let (weight, bias) = batch_norm::fold(weight, &scale_and_shift)?;
         Ok(Linear { weight, bias: Some(bias) })
     }
+}
+
+/// Rows of (channels, taps) as rows of (taps, channels).
+fn channels_last(tensor: &Tensor, channels: usize) -> Result<Tensor> {
+    let row = tensor.width();
+    let taps = row / channels;
+    let rows = tensor.data().chunks(row);
+    let values = rows.flat_map(|row| (0..row.len()).map(|at| row[at % channels * taps + at / channels]));
+    Tensor::new(tensor.shape(), values.collect())
 }
 
 /// A convolution (outputs, inputs, height, width) as a matrix (outputs, height · width · inputs).

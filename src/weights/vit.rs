@@ -50,7 +50,7 @@ impl LoadedVit {
     }
 }
 
-/// Reads a plain vision transformer: timm's ViT, DeiT and DINOv2, the official DINOv2 and LV-ViT, Hugging Face's ViT, DeiT, DINOv2
+/// Reads a plain vision transformer: timm's ViT, DeiT and DINOv2, the official DINOv2, LV-ViT and T2T-ViT, Hugging Face's ViT, DeiT, DINOv2
 /// and CLIP (visual tower), OpenAI's CLIP (visual tower).
 ///
 /// Names and shapes tell the architecture; an override outranks `config`, which outranks the checkpoint's metadata,

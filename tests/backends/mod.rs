@@ -297,6 +297,14 @@ impl Backend for Hosted {
         self.down(self.0.mean_tokens(&self.up(x)?, sizes.as_ref(), first))
     }
 
+    fn columns(&self, x: &Tensor, range: Range<usize>) -> Result<Tensor> {
+        self.down(self.0.columns(&self.up(x)?, range))
+    }
+
+    fn performer(&self, packed: &Tensor, w: &Tensor) -> Result<Tensor> {
+        self.down(self.0.performer(&self.up(packed)?, &self.up(w)?))
+    }
+
     fn max_tokens(&self, x: &Tensor, sizes: Option<&Tensor>, first: usize) -> Result<Tensor> {
         let sizes = self.maybe(sizes)?;
         self.down(self.0.max_tokens(&self.up(x)?, sizes.as_ref(), first))

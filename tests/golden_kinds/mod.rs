@@ -225,6 +225,7 @@ pub(crate) fn images(array: &Array) -> Images {
 /// Everything a model run lets one see.
 #[derive(Default)]
 pub(crate) struct Record {
+    pub(crate) stages: Vec<Tensor>,
     pub(crate) embedded: Option<Tensor>,
     pub(crate) blocks: Vec<Tensor>,
     pub(crate) steps: Vec<Recorded>,
@@ -243,6 +244,10 @@ pub(crate) struct Recorded {
 }
 
 impl Observer<Golden> for Record {
+    fn stage(&mut self, _stage: usize, tokens: &Tensor) {
+        self.stages.push(tokens.clone());
+    }
+
     fn embedded(&mut self, tokens: &Tensor) {
         self.embedded = Some(tokens.clone());
     }

@@ -1,5 +1,5 @@
 use foveate::{
-    Reduction,
+    Reduction, Tensor,
     backend::{Backend, Epilogue, Linear},
 };
 
@@ -27,21 +27,24 @@ fn as_tokens(map: &Array) -> Array {
     Array { shape: vec![batch, positions, channels], values: (0..map.values.len()).map(value).collect() }
 }
 
+/// The tokens behind the class token, without the positions that were added to them.
+fn without_positions(mut embedded: Tensor, position: &Tensor) -> Vec<f32> {
+    let (batch, width) = (embedded.dim(0), embedded.width());
+    let patches = (0..batch).flat_map(|image| {
+        let tokens = &embedded.data_mut()[image * (position.data().len() + width)..][width..];
+        tokens[..position.data().len()].iter().zip(position.data()).map(|(t, p)| t - p).collect::<Vec<_>>()
+    });
+    patches.collect()
+}
+
 pub(crate) fn lvvit(file: &File, check: &mut Check) {
     let settings = lvvit_settings(file);
     let vit = load(&file.path, "w/", &settings);
     let scaled = Tolerance::Scaled(2e-5);
     let (output, record) = record(&vit, &images(file.array("x")), &Reduction::None);
 
-    // The positions that were added come off again.
     let params = loaded(&file.path, "w/", &settings).params;
-    let (mut embedded, position) = (record.embedded.unwrap(), params.position.unwrap());
-    let (batch, width) = (embedded.dim(0), embedded.width());
-    let patches = (0..batch).flat_map(|image| {
-        let tokens = &embedded.data_mut()[image * (position.data().len() + width)..][width..];
-        tokens.iter().zip(position.data()).map(|(token, position)| token - position).collect::<Vec<_>>()
-    });
-    let patches: Vec<f32> = patches.collect();
+    let patches = without_positions(record.embedded.unwrap(), params.position.as_ref().unwrap());
     check.close("act/patch_embed", &patches, &as_tokens(file.array("act/patch_embed")), scaled);
 
     check.close("act/features", output.tokens.data(), file.array("act/features"), scaled);
@@ -55,5 +58,25 @@ pub(crate) fn lvvit(file: &File, check: &mut Check) {
     aux.data_mut().iter_mut().for_each(|logit| *logit *= 2.0);
     let rows = aux.data().chunks(aux.dim(1) * classes).flat_map(|rows| rows[classes..].to_vec());
     check.close("logits_aux", &rows.collect::<Vec<_>>(), file.array("logits_aux"), scaled);
+    check.close("logits", output.logits.unwrap().data(), file.array("logits"), scaled);
+}
+
+pub(crate) fn t2tvit(file: &File, check: &mut Check) {
+    let settings = [
+        format!("heads={}", file.int("heads")),
+        format!("image={}", file.int("img")),
+        format!("norm_eps={}", file.config["ln_eps"]),
+    ];
+    let vit = load(&file.path, "w/", &settings);
+    let scaled = Tolerance::Scaled(2e-5);
+    let (output, record) = record(&vit, &images(file.array("x")), &Reduction::None);
+    check.same("stages", &record.stages.len(), &2);
+    for (stage, name) in record.stages.iter().zip(["act/attention1", "act/attention2"]) {
+        check.close(name, stage.data(), file.array(name), scaled);
+    }
+    let params = loaded(&file.path, "w/", &settings).params;
+    let patches = without_positions(record.embedded.unwrap(), params.position.as_ref().unwrap());
+    check.close("act/tokens", &patches, file.array("act/tokens"), scaled);
+    check.close("act/features", output.tokens.data(), file.array("act/features"), scaled);
     check.close("logits", output.logits.unwrap().data(), file.array("logits"), scaled);
 }

@@ -1,8 +1,8 @@
-//! LV-ViT.
+//! LV-ViT and T2T-ViT.
 
 use foveate::{
     Images, Pixels, Reduction,
-    model::{Readout, Stem},
+    model::{Readout, Stem, TokensAttention},
     reference::Reference,
     weights::Family,
 };
@@ -140,4 +140,107 @@ fn wrong_stems_are_named() {
         load(&renamed(&lvvit(), &[("conv2", "conv4")]), &settings),
         &["patch_embed.conv4.weight", "extra tensor"],
     );
+}
+
+/// Width of the tokens before the blocks, and random features.
+const TOKENS: usize = 8;
+const FEATURES: usize = 4;
+
+/// A small T2T-ViT: an image of 48.
+fn t2t(performer: bool) -> Tensors {
+    let mut t = timm();
+    t.retain(|name, _| !name.contains("qkv.bias") && !name.starts_with("patch_embed"));
+    for (stage, inputs) in [(1, 49 * 3), (2, 9 * TOKENS)] {
+        let name = |part: &str| format!("tokens_to_token.attention{stage}.{part}");
+        put_norm(&mut t, &name("norm1"), inputs);
+        put_norm(&mut t, &name("norm2"), TOKENS);
+        let [proj, fc1, fc2] =
+            if performer { ["proj", "mlp.0", "mlp.2"] } else { ["attn.proj", "mlp.fc1", "mlp.fc2"] };
+        for layer in [proj, fc1, fc2] {
+            put_layer(&mut t, &name(layer), TOKENS, TOKENS);
+        }
+        if performer {
+            put_layer(&mut t, &name("kqv"), 3 * TOKENS, inputs);
+            put(&mut t, &name("w"), &[FEATURES, TOKENS]);
+        } else {
+            put(&mut t, &name("attn.qkv.weight"), &[3 * TOKENS, inputs]);
+        }
+    }
+    put_layer(&mut t, "tokens_to_token.project", WIDTH, 9 * TOKENS);
+    t
+}
+
+#[test]
+fn a_t2t_vit_is_read_off_its_names() {
+    for (performer, attention) in
+        [(true, TokensAttention::Performer { features: FEATURES }), (false, TokensAttention::Transformer)]
+    {
+        let loaded = load(&t2t(performer), &["heads=2"]).unwrap();
+        let c = &loaded.config;
+        assert_eq!(
+            (loaded.family, c.stem),
+            (Family::T2tVit, Stem::TokensToToken { width: TOKENS, attention })
+        );
+        assert_eq!((c.patch, c.image, c.channels, c.width), ([16, 16], [48, 48], 3, WIDTH));
+        assert!(c.readout == Readout::Class && c.norm_eps.to_bits() == 1e-5_f32.to_bits());
+        let stem = loaded.provenance.iter().find(|entry| entry.field == "stem").unwrap();
+        assert!(
+            stem.value.starts_with("tokens to token, ") && stem.value.contains("width 8"),
+            "{}",
+            stem.value
+        );
+        let wrapped = t2t(performer).into_iter();
+        let wrapped =
+            wrapped.map(|(name, tensor)| (format!("state_dict_ema.module.{name}"), tensor)).collect();
+        assert_eq!(super::text(&load(&wrapped, &["heads=2"]).unwrap()), super::text(&loaded));
+        // Rectangles: the official code reshapes to squares, the definition does not need them.
+        let wide =
+            load(&t2t(performer), &["heads=2", "image=32x64"]).unwrap().build(Reference::new()).unwrap();
+        let images = Images::new([1, 3, 32, 64], Pixels::U8(vec![7; 3 * 32 * 64])).unwrap();
+        assert_eq!(wide.forward(&images, &Reduction::None).unwrap().token_counts[0], 9);
+    }
+}
+
+#[test]
+fn wrong_tokens_to_token_modules_are_named() {
+    let broken = |performer: bool, change: &dyn Fn(&mut Tensors)| {
+        let mut tensors = t2t(performer);
+        change(&mut tensors);
+        load(&tensors, &["heads=2"])
+    };
+    let name = |part: &str| format!("tokens_to_token.attention{part}");
+    fails(broken(true, &|t| drop(t.remove(&name("1.w")))), &["attention1.w", "missing"]);
+    fails(
+        broken(true, &|t| put(t, &name("2.w"), &[FEATURES, TOKENS + 1])),
+        &["attention2.w", "has shape (4, 9); expected (4, 8)"],
+    );
+    fails(
+        broken(true, &|t| put(t, &name("1.kqv.weight"), &[3 * TOKENS, 146])),
+        &["attention1.kqv.weight", "expected (24, 147)"],
+    );
+    fails(
+        broken(false, &|t| put_norm(t, &name("1.norm1"), 146)),
+        &["attention1.norm1.weight", "holds 146 values, which are no windows of 7x7 pixels"],
+    );
+    fails(
+        broken(false, &|t| put(t, &name("2.attn.qkv.weight"), &[3 * TOKENS, 71])),
+        &["attention2.attn.qkv.weight", "expected (24, 72)"],
+    );
+    fails(
+        broken(false, &|t| drop(t.remove("tokens_to_token.project.weight"))),
+        &["project.weight", "missing"],
+    );
+    fails(
+        broken(false, &|t| put(t, &name("1.w"), &[FEATURES, TOKENS])),
+        &["attention1.kqv.weight", "missing"],
+    );
+    fails(
+        broken(false, &|t| put(t, "tokens_to_token.conv0.weight", &[4, 3, 7, 7])),
+        &["tokens_to_token.conv0.weight", "neither a transformer nor a performer"],
+    );
+    fails(
+        load(&t2t(true), &["heads=2", "image=40"]),
+        &["height 40 is not a positive multiple of the patch height 16"],
+    );
+    fails(load(&t2t(true), &["heads=2", "skip_lam=2"]), &["only LV-ViT divides its residuals"]);
 }

@@ -567,6 +567,14 @@ impl Backend for Cuda {
         Ok(out)
     }
 
+    fn columns(&self, x: &CudaTensor, range: Range<usize>) -> Result<CudaTensor> {
+        self.some_columns(x, range)
+    }
+
+    fn performer(&self, packed: &CudaTensor, w: &CudaTensor) -> Result<CudaTensor> {
+        self.random_features(packed, w)
+    }
+
     fn max_tokens(&self, x: &CudaTensor, sizes: Option<&CudaTensor>, first: usize) -> Result<CudaTensor> {
         self.largest_tokens(x, sizes, first)
     }

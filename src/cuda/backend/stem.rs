@@ -1,16 +1,19 @@
 //! What stands before the first block: windows over pixels and over feature maps. And the auxiliary readout behind the last.
 
+use std::ops::Range;
+
 use super::{
     super::{
-        Strided,
+        DType, DevicePointer, Strided,
         patch::{DeviceImages, PixelType},
+        performer::{PerformerPointers, partial_length, performer_raw},
         record,
-        tokens::max_tokens_raw,
+        tokens::{max_tokens_raw, tokens_raw},
         unfold::{places, unfold_images_raw, unfold_raw},
     },
     Cuda, CudaTensor, Inner, Memory,
 };
-use crate::{Images, Pixels, Result, backend::Window};
+use crate::{Error, Images, Pixels, Result, backend::Window};
 
 // SAFETY (for all blocks below): as for `Backend`.
 impl Cuda {
@@ -57,6 +60,53 @@ impl Cuda {
         let target = Strided::new(out.pointer(), shape);
         // SAFETY: see above the block.
         unsafe { unfold_raw(device, stream, *dtype, &source, grid, window, &target) }?;
+        Ok(out)
+    }
+
+    /// A copy of some columns: the tokens of a tensor of narrower rows, as far apart as those it is cut out of.
+    pub(super) fn some_columns(&self, x: &CudaTensor, range: Range<usize>) -> Result<CudaTensor> {
+        const OP: &str = "columns";
+        let Inner { device, stream, dtype, .. } = &*self.inner;
+        let source = self.read_values(OP, "x", x, |[b, n, _]| b * n * range.len())?;
+        let [batch, tokens, width] = source.shape;
+        if range.start >= range.end || range.end > width {
+            return Err(Error::argument(OP, format!("columns {range:?} are not among {width}")));
+        }
+        let part = Strided {
+            data: source.data + (range.start * dtype.bytes()) as DevicePointer,
+            shape: [batch, tokens, range.len()],
+            ..source
+        };
+        let out = self.empty(&part.shape, *dtype)?;
+        let target = out.tokens(OP, "out")?;
+        // SAFETY: see above the block; the columns are among those of `x`.
+        unsafe { tokens_raw(device, stream, *dtype, &part, 0..tokens, &target) }?;
+        Ok(out)
+    }
+
+    pub(super) fn random_features(&self, packed: &CudaTensor, w: &CudaTensor) -> Result<CudaTensor> {
+        const OP: &str = "performer";
+        let Inner { device, stream, dtype, .. } = &*self.inner;
+        let source = self.read(OP, "packed", packed)?;
+        let [batch, tokens, row] = source.shape;
+        let width = row / 3;
+        if width == 0 || !row.is_multiple_of(3) {
+            let what = format!("packed rows of {row} values are no keys, queries and values of one width");
+            return Err(Error::argument(OP, what));
+        }
+        let features = w.shape().first().copied().unwrap_or(0);
+        let weight = self.read_array(OP, "the random features", w, &[features, width])?;
+        let out = self.empty(&[batch, tokens, width], *dtype)?;
+        let partial = self.scratch(&[partial_length(batch, tokens, width, features).max(1)], DType::F32)?;
+        let arguments = PerformerPointers {
+            packed: source,
+            weight,
+            features,
+            partial: partial.pointer(),
+            out: out.tokens(OP, "out")?,
+        };
+        // SAFETY: see above the block.
+        unsafe { performer_raw(device, stream, *dtype, &arguments) }?;
         Ok(out)
     }
 

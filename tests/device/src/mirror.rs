@@ -291,6 +291,14 @@ impl Backend for Mirror {
         self.0.download(&self.0.mean_tokens(&self.up(x)?, self.up_f32(sizes)?.as_ref(), first)?)
     }
 
+    fn columns(&self, x: &Tensor, range: Range<usize>) -> Result<Tensor> {
+        self.0.download(&self.0.columns(&self.up(x)?, range)?)
+    }
+
+    fn performer(&self, packed: &Tensor, w: &Tensor) -> Result<Tensor> {
+        self.0.download(&self.0.performer(&self.up(packed)?, &self.up(w)?)?)
+    }
+
     fn max_tokens(&self, x: &Tensor, sizes: Option<&Tensor>, first: usize) -> Result<Tensor> {
         self.0.download(&self.0.max_tokens(&self.up(x)?, self.up_f32(sizes)?.as_ref(), first)?)
     }
