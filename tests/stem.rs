@@ -98,17 +98,20 @@ proptest! {
         for (at, &got) in got.data().iter().enumerate() {
             let (o, place, image) = (at % outputs, at / outputs % (rows * columns), at / (outputs * rows * columns));
             let mut want = layer.bias.as_ref().map_or(0.0, |bias| f64::from(bias.data()[o]));
+            // How large the terms are together: partial sums reach that.
+            let mut size = want.abs();
             for tap in 0..window.taps() {
                 let taps = [tap / window.kernel, tap % window.kernel];
                 let Some([y, x_]) = seen(window, [place / columns, place % columns], taps, grid) else { continue };
                 for c in 0..channels {
                     let value = x.item(image)[(y * grid[1] + x_) * channels + c];
-                    want += f64::from(layer.weight.data()[o * inputs + tap * channels + c]) * f64::from(value);
+                    let term = f64::from(layer.weight.data()[o * inputs + tap * channels + c]) * f64::from(value);
+                    want += term;
+                    size += term.abs();
                 }
             }
             let want = if relu { want.max(0.0) } else { want };
-            // K products of up to a quarter.
-            let limit = 4.0 * f64::from(f32::EPSILON) * (inputs as f64).sqrt().max(1.0);
+            let limit = 4.0 * f64::from(f32::EPSILON) * (inputs as f64).sqrt() * size;
             prop_assert!((f64::from(got) - want).abs() <= limit, "{got} instead of {want}");
         }
         }
