@@ -100,14 +100,13 @@ impl<B: Backend> Vit<B> {
         drop(normed);
         let width = backend.shape(&packed).last().copied().unwrap_or(0) / 3;
         let values = backend.columns(&packed, 2 * width..3 * width)?;
-        let context = match &stage.features {
-            Some(features) => backend.performer(&packed, features)?,
-            None => {
-                // The inputs' width, not the heads'.
-                let scale = (inputs as f64).powf(-0.5) as f32;
-                let heads = Heads { packed: &packed, heads: 1, head_dim: width, scale, sizes: None };
-                backend.attention(&heads, ScoreRequest::default())?.0
-            }
+        let context = if let Some(features) = &stage.features {
+            backend.performer(&packed, features)?
+        } else {
+            // The inputs' width, not the heads'.
+            let scale = (inputs as f64).powf(-0.5) as f32;
+            let heads = Heads { packed: &packed, heads: 1, head_dim: width, scale, sizes: None };
+            backend.attention(&heads, ScoreRequest::default())?.0
         };
         drop(packed);
         let tokens = backend.linear(&context, stage.proj.all(), Epilogue::AddTo(values))?;
