@@ -229,7 +229,7 @@ FV_GRID_NORMS(f32, fv::F32)
 FV_GRID_NORMS(f16, fv::F16)
 FV_GRID_NORMS(bf16, fv::Bf16)
 
-#define FV_POSITION_NORM(NAME, E, WARPS, WIDE)                                   \
+#define FV_POSITION_NORM(NAME, E, O, WARPS, WIDE)                                \
     extern "C" __global__ void __launch_bounds__(fv::kRowThreads<WARPS>, fv::kRowBlocks<WARPS>) \
         NAME(const __grid_constant__ GridNormParams p) {                                 \
         position_norm<E, WARPS, WIDE>(p);                                        \

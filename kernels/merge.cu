@@ -7,7 +7,8 @@
 //          stored).
 //          unmerge: out[n] = x[groups[n]], 0 where groups[n] is -1.
 // Shapes:  x (B, N, C), tokens_out, normed (B, M, C), last axis contiguous, other strides in elements;  sizes (B, N) f32;
-//          sizes_out (B, M) f32;  the plan as src/plan.rs: offsets (B, M+1), members, weights, groups (B, N).
+//          sizes_out (B, M) f32;  x and tokens_out of one type, normed and the LayerNorm's weight and bias of one type: the
+//          same, or 16 bits beside f32;  the plan as src/plan.rs: offsets (B, M+1), members, weights, groups (B, N).
 // Launch:  merge: grid ceil(B*M / rows a block), block as row.cuh says;  unmerge: grid ceil(B*N/4), block 128.
 //          C from 1 to 4,096 (merge), any (unmerge).
 // Cost:    merge reads each member row once, (members)*C elements, writes tokens_out and normed, 2*B*M*C, and moves 12
@@ -44,7 +45,7 @@ struct MergeParams {
 static_assert(sizeof(MergeParams) == 152 && offsetof(MergeParams, x_batch_stride) == 80 && offsetof(MergeParams, rows) == 128,
               "the launcher's layout");
 
-template <class E, int kWarps, bool kWide>
+template <class E, class O, int kWarps, bool kWide>
 __device__ __forceinline__ void merge_rows(const MergeParams& p) {
     using R = fv::Row<E, kWarps, kWide>;
     using A = typename R::A;
@@ -140,9 +141,10 @@ __device__ __forceinline__ void merge_rows(const MergeParams& p) {
     }
     if (p.norm_weight != nullptr) {
         r.round();
-        r.store_normalised(static_cast<Storage*>(p.normed) + image * p.normed_batch_stride + group * p.normed_token_stride,
-                           static_cast<const Storage*>(p.norm_weight), static_cast<const Storage*>(p.norm_bias), p.eps,
-                           p.width, scratch);
+        using Normed = typename O::Storage;
+        r.template store_normalised<false, O>(
+            static_cast<Normed*>(p.normed) + image * p.normed_batch_stride + group * p.normed_token_stride,
+            static_cast<const Normed*>(p.norm_weight), static_cast<const Normed*>(p.norm_bias), p.eps, p.width, scratch);
     }
 }
 
@@ -183,12 +185,13 @@ __device__ __forceinline__ void unmerge_rows(const UnmergeParams& p) {
 
 }  // namespace
 
-#define FV_MERGE(NAME, E, WARPS, WIDE)                                                       \
+#define FV_MERGE(NAME, E, O, WARPS, WIDE)                                                       \
     extern "C" __global__ void __launch_bounds__(fv::kRowThreads<WARPS>, fv::kRowBlocks<WARPS>)      \
         NAME(const __grid_constant__ MergeParams p) {                                                \
-        merge_rows<E, WARPS, WIDE>(p);                                                       \
+        merge_rows<E, O, WARPS, WIDE>(p);                                                       \
     }
 FV_FOR_EACH_ROW(FV_MERGE, fv_merge)
+FV_FOR_EACH_MIXED_ROW(FV_MERGE, fv_merge)
 
 // By the bytes of an access.
 extern "C" __global__ void __launch_bounds__(kUnmergeThreads) fv_unmerge_16(const __grid_constant__ UnmergeParams p) {

@@ -3,6 +3,7 @@
 // Maths:   s = x + residual (rounded to the storage type);  sum = s;  out = (s - mean(s))/sqrt(var(s) + eps)*weight + bias.
 //          Without a residual s = x. Sums in f32; mean first, then squared distances from it.
 // Shapes:  x, residual, sum, out (B, N, C), last axis contiguous, other strides in elements;  weight, bias (C).
+//          x, residual and sum of one type; weight, bias and out of one type: the same, or 16 bits beside f32.
 //          `sum` may be `x` or `residual` itself: a lane writes only what it has read before.
 // Launch:  grid ceil(B*N / rows a block), block as row.cuh says: one warp a row to C = 256 (4 rows a block of 128), a
 //          block a row beyond and where rows are not aligned to 16 bytes. C from 1 to 4,096.
@@ -36,7 +37,7 @@ struct NormParams {
 static_assert(sizeof(NormParams) == 128 && offsetof(NormParams, x_batch_stride) == 48 && offsetof(NormParams, rows) == 112,
               "the launcher's layout");
 
-template <class E, int kWarps, bool kWide>
+template <class E, class O, int kWarps, bool kWide>
 __device__ __forceinline__ void norm_rows(const NormParams& p) {
     using R = fv::Row<E, kWarps, kWide>;
     using Storage = typename E::Storage;
@@ -61,15 +62,18 @@ __device__ __forceinline__ void norm_rows(const NormParams& p) {
     if (p.sum != nullptr) {
         r.store(static_cast<Storage*>(p.sum) + image * p.sum_batch_stride + token * p.sum_token_stride, p.width);
     }
-    r.store_normalised(static_cast<Storage*>(p.out) + image * p.out_batch_stride + token * p.out_token_stride,
-                       static_cast<const Storage*>(p.weight), static_cast<const Storage*>(p.bias), p.eps, p.width, scratch);
+    using Normed = typename O::Storage;
+    r.template store_normalised<false, O>(static_cast<Normed*>(p.out) + image * p.out_batch_stride + token * p.out_token_stride,
+                                          static_cast<const Normed*>(p.weight), static_cast<const Normed*>(p.bias), p.eps,
+                                          p.width, scratch);
 }
 
 }  // namespace
 
-#define FV_NORM(NAME, E, WARPS, WIDE)                                            \
+#define FV_NORM(NAME, E, O, WARPS, WIDE)                                            \
     extern "C" __global__ void __launch_bounds__(fv::kRowThreads<WARPS>, fv::kRowBlocks<WARPS>) \
         NAME(const __grid_constant__ NormParams p) {                                     \
-        norm_rows<E, WARPS, WIDE>(p);                                            \
+        norm_rows<E, O, WARPS, WIDE>(p);                                            \
     }
 FV_FOR_EACH_ROW(FV_NORM, fv_layer_norm)
+FV_FOR_EACH_MIXED_ROW(FV_NORM, fv_layer_norm)

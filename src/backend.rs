@@ -320,6 +320,10 @@ pub trait Backend: Send + Sync {
 
     /// LayerNorm over the last axis.
     fn layer_norm(&self, x: &Self::Tensor, norm: &Norm<Self::Tensor>) -> Result<Self::Tensor>;
+    /// LayerNorm over the last axis where its result is the residual stream itself (CLIP's norm before the blocks).
+    fn stream_norm(&self, x: &Self::Tensor, norm: &Norm<Self::Tensor>) -> Result<Self::Tensor> {
+        self.layer_norm(x, norm)
+    }
     /// LayerNorm over each head of part `part` (0 query, 1 key) of packed heads, in place of that part.
     fn head_norm(
         &self,

@@ -120,4 +120,36 @@ struct Access<E, false> {
     static __device__ __forceinline__ Raw narrow(const float* v) { return E::narrow(v[0]); }
 };
 
+// Four 16-bit values, as many as an access of f32 holds: for rows of f32 that leave as halves.
+template <class E>
+struct Quarter {
+    using Raw = uint2;
+    static constexpr int kElements = 4;
+    static_assert(E::kPerWord == 2, "two values a word");
+
+    static __device__ __forceinline__ Raw load_constant(const typename E::Storage* at) {
+        return __ldg(reinterpret_cast<const uint2*>(at));
+    }
+    static __device__ __forceinline__ void store(typename E::Storage* at, Raw raw) { *reinterpret_cast<uint2*>(at) = raw; }
+    static __device__ __forceinline__ void widen(Raw raw, float* v) {
+        E::widen_word(raw.x, v);
+        E::widen_word(raw.y, v + 2);
+    }
+    static __device__ __forceinline__ Raw narrow(const float* v) { return make_uint2(E::narrow_word(v), E::narrow_word(v + 2)); }
+};
+
+// The access of E that has as many elements as one of F.
+template <class E, class F, bool kWide>
+struct Beside {
+    using Type = Access<E, kWide>;
+};
+template <>
+struct Beside<F16, F32, true> {
+    using Type = Quarter<F16>;
+};
+template <>
+struct Beside<Bf16, F32, true> {
+    using Type = Quarter<Bf16>;
+};
+
 }  // namespace fv

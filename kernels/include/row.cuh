@@ -102,11 +102,14 @@ struct Row {
         }
     }
 
-    // Writes (v - mean)/sqrt(variance + eps)*weight + bias. Contractions are written out, so that every kernel that
+    // Writes (v - mean)/sqrt(variance + eps)*weight + bias, in O. Contractions are written out, so that every kernel that
     // normalises a row gives the same bits. With kOutside epsilon is added to the root instead.
-    template <bool kOutside = false>
-    __device__ __forceinline__ void store_normalised(Storage* out, const Storage* weight, const Storage* bias, float eps,
-                                                     int width, NormScratch<kWarps>& scratch) const {
+    template <bool kOutside = false, class O = E>
+    __device__ __forceinline__ void store_normalised(typename O::Storage* out, const typename O::Storage* weight,
+                                                     const typename O::Storage* bias, float eps, int width,
+                                                     NormScratch<kWarps>& scratch) const {
+        using W = typename Beside<O, E, kWide>::Type;
+        static_assert(W::kElements == kStep, "an access each");
         float sum = 0.0f;
 #pragma unroll
         for (int i = 0; i < kValues; ++i) {
@@ -131,38 +134,42 @@ struct Row {
         for (int i = 0; i < kAccesses; ++i) {
             if (within(i, width)) {
                 float w[kStep], b[kStep], y[kStep];
-                A::widen(A::load_constant(weight + first() + offset(i)), w);
+                W::widen(W::load_constant(weight + first() + offset(i)), w);
 #pragma unroll
                 for (int j = 0; j < kStep; ++j) {
                     b[j] = 0.0f;
                 }
                 if (bias != nullptr) {
-                    A::widen(A::load_constant(bias + first() + offset(i)), b);
+                    W::widen(W::load_constant(bias + first() + offset(i)), b);
                 }
 #pragma unroll
                 for (int j = 0; j < kStep; ++j) {
                     y[j] = __fmaf_rn((v[i * kStep + j] - mean) * scale, w[j], b[j]);
                 }
-                A::store(out + first() + offset(i), A::narrow(y));
+                W::store(out + first() + offset(i), W::narrow(y));
             }
         }
     }
 };
 
-// The instantiations of a kernel over rows: WITH(name, element, warps, 16-byte accesses). Narrow ones serve rows whose
-// width, stride or address does not fit 16-byte accesses.
-#define FV_FOR_EACH_ROW_OF(WITH, PREFIX, TYPE, E)     \
-    WITH(PREFIX##_##TYPE##_256, E, 1, true)           \
-    WITH(PREFIX##_##TYPE##_512, E, 2, true)           \
-    WITH(PREFIX##_##TYPE##_768, E, 3, true)           \
-    WITH(PREFIX##_##TYPE##_1024, E, 4, true)          \
-    WITH(PREFIX##_##TYPE##_2048, E, 8, true)          \
-    WITH(PREFIX##_##TYPE##_4096, E, 16, true)         \
-    WITH(PREFIX##_##TYPE##_1024_narrow, E, 4, false)  \
-    WITH(PREFIX##_##TYPE##_4096_narrow, E, 16, false)
-#define FV_FOR_EACH_ROW(WITH, PREFIX)              \
-    FV_FOR_EACH_ROW_OF(WITH, PREFIX, f32, fv::F32) \
-    FV_FOR_EACH_ROW_OF(WITH, PREFIX, f16, fv::F16) \
-    FV_FOR_EACH_ROW_OF(WITH, PREFIX, bf16, fv::Bf16)
+// The instantiations of a kernel over rows: WITH(name, element, element after the LayerNorm, warps, 16-byte accesses). Narrow
+// ones serve rows whose width, stride or address does not fit 16-byte accesses.
+#define FV_FOR_EACH_ROW_OF(WITH, PREFIX, TYPE, E, O)     \
+    WITH(PREFIX##_##TYPE##_256, E, O, 1, true)           \
+    WITH(PREFIX##_##TYPE##_512, E, O, 2, true)           \
+    WITH(PREFIX##_##TYPE##_768, E, O, 3, true)           \
+    WITH(PREFIX##_##TYPE##_1024, E, O, 4, true)          \
+    WITH(PREFIX##_##TYPE##_2048, E, O, 8, true)          \
+    WITH(PREFIX##_##TYPE##_4096, E, O, 16, true)         \
+    WITH(PREFIX##_##TYPE##_1024_narrow, E, O, 4, false)  \
+    WITH(PREFIX##_##TYPE##_4096_narrow, E, O, 16, false)
+#define FV_FOR_EACH_ROW(WITH, PREFIX)                       \
+    FV_FOR_EACH_ROW_OF(WITH, PREFIX, f32, fv::F32, fv::F32) \
+    FV_FOR_EACH_ROW_OF(WITH, PREFIX, f16, fv::F16, fv::F16) \
+    FV_FOR_EACH_ROW_OF(WITH, PREFIX, bf16, fv::Bf16, fv::Bf16)
+// A residual stream of f32 beside weights and products of halves.
+#define FV_FOR_EACH_MIXED_ROW(WITH, PREFIX)                      \
+    FV_FOR_EACH_ROW_OF(WITH, PREFIX, f32_f16, fv::F32, fv::F16)  \
+    FV_FOR_EACH_ROW_OF(WITH, PREFIX, f32_bf16, fv::F32, fv::Bf16)
 
 }  // namespace fv

@@ -33,6 +33,9 @@ pub(crate) struct Device {
     /// f32 where no f16 kernel takes the model
     #[arg(long, value_name = "TYPE", help_heading = "Device")]
     dtype: Option<Storage>,
+    /// Keep the residual stream in f32 on a card, beside weights and products of 16 bits: nearer to f32, a little slower
+    #[arg(long, help_heading = "Device")]
+    f32_residual: bool,
     #[command(flatten)]
     threads: Threads,
 }
@@ -177,7 +180,8 @@ impl Runner for Cuda {
     }
 
     fn storage(&self) -> String {
-        self.dtype().to_string()
+        let residual = if self.has_f32_residual() { ", residual f32" } else { "" };
+        format!("{}{residual}", self.dtype())
     }
 
     fn value_bytes(&self) -> u64 {
@@ -294,7 +298,7 @@ impl Device {
                 return Err(Failure::Input(format!("--device {}: {reason}; use --device cpu", self.place)));
             }
         };
-        match Cuda::on(&device, dtype) {
+        match Cuda::on(&device, dtype).map(|cuda| cuda.with_f32_residual(self.f32_residual)) {
             Ok(cuda) => {
                 if automatic {
                     tell(&format!("device auto: cuda:{ordinal}, {}, {dtype}{why}", device.name()));

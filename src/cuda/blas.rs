@@ -264,7 +264,10 @@ impl std::fmt::Debug for Blas {
 /// A product's shape: all that the choice of an algorithm depends on. In the row-major terms of `y = x Wᵀ`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Problem {
+    /// Of W and x.
     pub(super) dtype: DType,
+    /// Of y and the bias: the same, or `f32`.
+    pub(super) out: DType,
     pub(super) batch: usize,
     pub(super) rows: usize,
     pub(super) inputs: usize,
@@ -421,8 +424,8 @@ impl Blas {
 impl Problem {
     fn describe(&self) -> String {
         format!(
-            "{} rows of {} {} values to {}, {} times",
-            self.rows, self.inputs, self.dtype, self.outputs, self.batch
+            "{} rows of {} {} values to {} of {}, {} times",
+            self.rows, self.inputs, self.dtype, self.outputs, self.out, self.batch
         )
     }
 
@@ -430,11 +433,12 @@ impl Problem {
     fn layout(
         &self,
         functions: &Functions,
+        dtype: DType,
         width: usize,
         rows: usize,
         [row, matrix]: [usize; 2],
     ) -> Result<Object> {
-        let dtype = match self.dtype {
+        let dtype = match dtype {
             DType::F32 => number::F32,
             DType::F16 => number::F16,
             DType::Bf16 => number::BF16,
@@ -454,10 +458,10 @@ impl Problem {
 
 impl Product {
     fn plan(functions: &Functions, library: &Object, problem: &Problem) -> Result<Self> {
-        let Problem { rows, inputs, outputs, .. } = *problem;
-        let weight = problem.layout(functions, inputs, outputs, [inputs, 0])?;
-        let x = problem.layout(functions, inputs, rows, problem.x_strides)?;
-        let y = problem.layout(functions, outputs, rows, problem.y_strides)?;
+        let Problem { dtype, out, rows, inputs, outputs, .. } = *problem;
+        let weight = problem.layout(functions, dtype, inputs, outputs, [inputs, 0])?;
+        let x = problem.layout(functions, dtype, inputs, rows, problem.x_strides)?;
+        let y = problem.layout(functions, out, outputs, rows, problem.y_strides)?;
 
         // SAFETY: the pointer is valid for a write.
         let create = |handle| unsafe { (functions.product_create)(handle, number::COMPUTE_32F, number::F32) };

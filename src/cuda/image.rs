@@ -9,10 +9,10 @@ use cudarc::{
 
 use super::{
     DType, activation::ActivationKernels, attention::AttentionKernels, cluster::ClusterKernels,
-    convolution::ConvolutionKernels, frequency::FrequencyKernels, grid_norm::GridNormKernels,
-    head_norm::HeadNormKernels, patch::PatchKernels, performer::PerformerKernels,
-    predictor::PredictorKernels, reduce::ReduceKernels, score::ScoreKernels, softmax::SoftmaxKernels,
-    tokens::TokenKernels, unfold::UnfoldKernels, windows::WindowKernels,
+    convert::ConvertKernels, convolution::ConvolutionKernels, frequency::FrequencyKernels,
+    grid_norm::GridNormKernels, head_norm::HeadNormKernels, patch::PatchKernels,
+    performer::PerformerKernels, predictor::PredictorKernels, reduce::ReduceKernels, score::ScoreKernels,
+    softmax::SoftmaxKernels, tokens::TokenKernels, unfold::UnfoldKernels, windows::WindowKernels,
 };
 use crate::{Error, Result};
 
@@ -72,14 +72,56 @@ const ROW_SHAPES: [RowShape; 8] = [
 /// The widest row.
 pub(super) const WIDEST: usize = 4096;
 
+/// What rows hold, and what their LayerNorm does, with its weight and bias: the same type, or 16 bits beside `f32` (a residual
+/// stream in single precision).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowTypes {
+    /// Of the rows, read and written.
+    pub rows: DType,
+    /// Of the LayerNorm's weight, bias and result.
+    pub normed: DType,
+}
+
+impl From<DType> for RowTypes {
+    fn from(dtype: DType) -> Self {
+        Self { rows: dtype, normed: dtype }
+    }
+}
+
+impl RowTypes {
+    /// All that there are kernels for; those of one type first, in the order of [`DType::ALL`].
+    const ALL: [Self; 5] = [
+        Self { rows: DType::F32, normed: DType::F32 },
+        Self { rows: DType::F16, normed: DType::F16 },
+        Self { rows: DType::Bf16, normed: DType::Bf16 },
+        Self { rows: DType::F32, normed: DType::F16 },
+        Self { rows: DType::F32, normed: DType::Bf16 },
+    ];
+
+    fn name(self) -> String {
+        let Self { rows, normed } = self;
+        if rows == normed { rows.to_string() } else { format!("{rows}_{normed}") }
+    }
+}
+
 /// A kernel over rows, for every type and shape.
 #[derive(Debug)]
 pub(super) struct RowKernels(Vec<Kernel>);
 
 impl RowKernels {
+    /// Those of one type.
     pub(super) fn load(module: &Module, prefix: &str) -> Result<Self> {
-        let name = |dtype: DType, shape: RowShape| format!("{prefix}_{dtype}_{}", shape.suffix);
-        let names = DType::ALL.iter().flat_map(|&dtype| ROW_SHAPES.map(|shape| name(dtype, shape)));
+        Self::load_types(module, prefix, &RowTypes::ALL[..DType::ALL.len()])
+    }
+
+    /// All.
+    pub(super) fn load_mixed(module: &Module, prefix: &str) -> Result<Self> {
+        Self::load_types(module, prefix, &RowTypes::ALL)
+    }
+
+    fn load_types(module: &Module, prefix: &str, types: &[RowTypes]) -> Result<Self> {
+        let name = |types: RowTypes, shape: RowShape| format!("{prefix}_{}_{}", types.name(), shape.suffix);
+        let names = types.iter().flat_map(|&types| ROW_SHAPES.map(|shape| name(types, shape)));
         Ok(Self(names.map(|name| module.kernel(name)).collect::<Result<_>>()?))
     }
 
@@ -87,15 +129,24 @@ impl RowKernels {
     pub(super) fn pick(
         &self,
         op: &'static str,
-        dtype: DType,
+        types: impl Into<RowTypes>,
         width: usize,
         wide: bool,
     ) -> Result<(&Kernel, RowShape)> {
         let at = row_shape(width, wide).ok_or_else(|| {
             Error::argument(op, format!("rows have {width} values, the kernels hold up to {WIDEST}"))
         })?;
-        let of_type = DType::ALL.iter().position(|&other| other == dtype).unwrap_or_default();
-        Ok((&self.0[of_type * ROW_SHAPES.len() + at], ROW_SHAPES[at]))
+        let types @ RowTypes { rows, normed } = types.into();
+        let place = RowTypes::ALL.iter().position(|&other| other == types);
+        let kernel = place.and_then(|place| self.0.get(place * ROW_SHAPES.len() + at)).ok_or_else(|| {
+            Error::argument(
+                op,
+                format!(
+                    "no kernel normalises rows of {rows} to {normed}: both are one type, or the rows are f32"
+                ),
+            )
+        })?;
+        Ok((kernel, ROW_SHAPES[at]))
     }
 }
 
@@ -190,6 +241,7 @@ pub(super) struct Kernels {
     pub(super) tokens: TokenKernels,
     pub(super) unfold: UnfoldKernels,
     pub(super) compose: Kernel,
+    pub(super) convert: ConvertKernels,
     pub(super) select_rank: TypedKernels,
     pub(super) select_sort: TypedKernels,
 }
@@ -215,7 +267,7 @@ impl Kernels {
         let matching = module("matching")?;
         Ok(Self {
             attention: AttentionKernels::load(module)?,
-            layer_norm: RowKernels::load(&norm, "fv_layer_norm")?,
+            layer_norm: RowKernels::load_mixed(&norm, "fv_layer_norm")?,
             matching: MatchingKernels {
                 resident: [
                     TypedKernels::load(&matching, "fv_match_resident_64")?,
@@ -224,7 +276,7 @@ impl Kernels {
                 tiles: TypedKernels::load(&matching, "fv_match_tiles")?,
                 criteria: TypedKernels::load(&matching, "fv_match_criteria")?,
             },
-            merge: RowKernels::load(&merge, "fv_merge")?,
+            merge: RowKernels::load_mixed(&merge, "fv_merge")?,
             unmerge: CopyKernels::load(&merge, "fv_unmerge")?,
             activation: ActivationKernels::load(&module("activation")?)?,
             cluster: ClusterKernels::load(&module("cluster")?)?,
@@ -241,6 +293,7 @@ impl Kernels {
             softmax: SoftmaxKernels::load(&module("softmax")?)?,
             tokens: TokenKernels::load(&module("tokens")?)?,
             unfold: UnfoldKernels::load(&module("unfold")?)?,
+            convert: ConvertKernels::load(&module("convert")?)?,
             compose: plan.kernel("fv_plan_compose".to_owned())?,
             select_rank: TypedKernels::load(&select, "fv_select_rank")?,
             select_sort: TypedKernels::load(&select, "fv_select_sort")?,

@@ -54,6 +54,21 @@ pub struct Affine<'a, T> {
     pub fused: Fused,
 }
 
+/// What a product reads and what it writes: the same type, or 16 bits and `f32` (a residual stream in single precision).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AffineTypes {
+    /// Of the rows and the weight.
+    pub inputs: DType,
+    /// Of the bias and the output.
+    pub outputs: DType,
+}
+
+impl From<DType> for AffineTypes {
+    fn from(dtype: DType) -> Self {
+        Self { inputs: dtype, outputs: dtype }
+    }
+}
+
 /// What [`linear_raw`] reads and writes.
 #[derive(Clone, Debug)]
 pub struct AffinePointers {
@@ -135,23 +150,30 @@ pub fn linear<T: Element>(
 ///
 /// # Safety
 /// On `stream`, until it has passed this product: every pointer must be an address in the device's memory at which the
-/// tensor of its shape, strides and `dtype` lies, initialised where it is read (with [`Fused::Add`] also `out`); nobody else
+/// tensor of its shape, strides and type lies, initialised where it is read (with [`Fused::Add`] also `out`); nobody else
 /// may write what is read, nor touch `out` and the workspace, which must overlap no other tensor.
 pub unsafe fn linear_raw(
     blas: &Blas,
     stream: &CudaStream,
-    dtype: DType,
+    types: impl Into<AffineTypes>,
     arguments: &AffinePointers,
 ) -> Result<()> {
+    let AffineTypes { inputs: dtype, outputs: after } = types.into();
     let AffinePointers { x, weight, bias, fused, out, workspace, workspace_bytes } = arguments;
     let _range = nvtx::range(OP);
     blas.device().check_stream(OP, stream)?;
     x.check(OP, "x", dtype)?;
-    out.check_output(OP, "out", dtype)?;
+    out.check_output(OP, "out", after)?;
+    if after != dtype && after != DType::F32 {
+        return Err(Error::argument(
+            OP,
+            format!("no product of {dtype} gives {after}: out is {dtype} or f32"),
+        ));
+    }
     let ([batch, tokens, inputs], outputs) = (x.shape, out.shape[2]);
     out.expect_shape(OP, "out", [batch, tokens, outputs])?;
     check_pointer(OP, "weight", *weight, dtype.bytes())?;
-    bias.map_or(Ok(()), |bias| check_pointer(OP, "bias", bias, dtype.bytes()))?;
+    bias.map_or(Ok(()), |bias| check_pointer(OP, "bias", bias, after.bytes()))?;
     if *workspace_bytes > 0 && (*workspace == 0 || !workspace.is_multiple_of(WORKSPACE_ALIGNMENT)) {
         return Err(Error::argument(
             OP,
@@ -178,6 +200,7 @@ pub unsafe fn linear_raw(
     let out_alignment = alignment(out.data);
     let problem = Problem {
         dtype,
+        out: after,
         batch,
         rows,
         inputs,

@@ -6,6 +6,7 @@ use cudarc::driver::{CudaStream, CudaView, CudaViewMut, DeviceRepr};
 use super::{
     DType, Device, DevicePlan, DevicePointer, Element, PlanPointers, Strided,
     borrow::Borrow,
+    image::RowTypes,
     launch::{Shape, int, launch, rows},
     nvtx,
     strided::{check_pointer, is_wide},
@@ -78,7 +79,7 @@ unsafe impl DeviceRepr for UnmergeParams {}
 
 /// What [`merge`] reads.
 #[derive(Debug)]
-pub struct Merge<'a, T> {
+pub struct Merge<'a, T, O = T> {
     /// Tokens, (B, N, C).
     pub x: Strided<CudaView<'a, T>>,
     /// Their sizes, (B, N); 1 when absent.
@@ -88,18 +89,18 @@ pub struct Merge<'a, T> {
     /// How members are combined.
     pub pooling: Pooling,
     /// The LayerNorm that follows.
-    pub norm: Option<Norm<CudaView<'a, T>>>,
+    pub norm: Option<Norm<CudaView<'a, O>>>,
 }
 
 /// What [`merge`] writes.
 #[derive(Debug)]
-pub struct Merged<'a, T> {
+pub struct Merged<'a, T, O = T> {
     /// The output tokens, (B, M, C).
     pub tokens: Strided<CudaViewMut<'a, T>>,
     /// How many input tokens each stands for, (B, M).
     pub sizes: CudaViewMut<'a, f32>,
     /// The LayerNorm of the output tokens as stored, (B, M, C); present exactly when a LayerNorm is asked for.
-    pub normed: Option<Strided<CudaViewMut<'a, T>>>,
+    pub normed: Option<Strided<CudaViewMut<'a, O>>>,
 }
 
 /// What [`merge_raw`] reads and writes; the fields of [`Merge`] and [`Merged`].
@@ -121,16 +122,17 @@ pub struct MergePointers {
     pub norm: Option<(Norm<DevicePointer>, Strided<DevicePointer>)>,
 }
 
-/// Applies a plan to tokens and their sizes, with the LayerNorm that follows, in one launch.
+/// Applies a plan to tokens and their sizes, with the LayerNorm that follows (of their type, or from `f32` to 16 bits), in one
+/// launch.
 ///
 /// # Errors
 /// [`Error::Argument`] when shapes do not fit each other or the plan, `C` exceeds 4,096, or an argument lives in another
 /// context; [`Error::Launch`] when the driver refuses.
-pub fn merge<T: Element>(
+pub fn merge<T: Element, O: Element>(
     device: &Device,
     stream: &CudaStream,
-    merge: &Merge<'_, T>,
-    out: &mut Merged<'_, T>,
+    merge: &Merge<'_, T, O>,
+    out: &mut Merged<'_, T, O>,
 ) -> Result<()> {
     let borrow = Borrow { op: MERGE, device, stream };
     let (x, _x) = borrow.read("x", &merge.x)?;
@@ -157,7 +159,7 @@ pub fn merge<T: Element>(
         MergePointers { x, sizes: sizes_in, plan, pooling: merge.pooling, tokens_out, sizes_out, norm };
     // SAFETY: every tensor lies within its view (checked above), which lives in the device's context and whose guard
     // outlives the launch; outputs are borrowed mutably, so they are none of the others; a `DevicePlan` holds a plan.
-    unsafe { merge_raw(device, stream, T::DTYPE, &pointers) }
+    unsafe { merge_raw(device, stream, RowTypes { rows: T::DTYPE, normed: O::DTYPE }, &pointers) }
 }
 
 /// [`merge`] over device pointers.
@@ -172,9 +174,10 @@ pub fn merge<T: Element>(
 pub unsafe fn merge_raw(
     device: &Device,
     stream: &CudaStream,
-    dtype: DType,
+    types: impl Into<RowTypes>,
     arguments: &MergePointers,
 ) -> Result<()> {
+    let types @ RowTypes { rows: dtype, normed: after } = types.into();
     let MergePointers { x, sizes, plan, pooling, tokens_out, sizes_out, norm } = arguments;
     let _range = nvtx::range(MERGE);
     device.check_stream(MERGE, stream)?;
@@ -196,18 +199,18 @@ pub unsafe fn merge_raw(
     sizes.map_or(Ok(()), |sizes| check_pointer(MERGE, "sizes", sizes, 4))?;
     check_pointer(MERGE, "output sizes", *sizes_out, 4)?;
     if let Some((norm, normed)) = norm {
-        normed.check_output(MERGE, "normed", dtype)?;
+        normed.check_output(MERGE, "normed", after)?;
         normed.expect_shape(MERGE, "normed", merged)?;
-        check_pointer(MERGE, "weight", norm.weight, dtype.bytes())?;
-        norm.bias.map_or(Ok(()), |bias| check_pointer(MERGE, "bias", bias, dtype.bytes()))?;
+        check_pointer(MERGE, "weight", norm.weight, after.bytes())?;
+        norm.bias.map_or(Ok(()), |bias| check_pointer(MERGE, "bias", bias, after.bytes()))?;
     }
 
     let wide = x.wide(dtype)
         && tokens_out.wide(dtype)
         && norm.as_ref().is_none_or(|(norm, normed)| {
-            normed.wide(dtype) && is_wide(norm.weight) && norm.bias.is_none_or(is_wide)
+            normed.wide(after) && is_wide(norm.weight) && norm.bias.is_none_or(is_wide)
         });
-    let (kernel, row) = device.kernels().merge.pick(MERGE, dtype, width, wide)?;
+    let (kernel, row) = device.kernels().merge.pick(MERGE, types, width, wide)?;
     let rows = rows(MERGE, batch, plan.tokens_out)?;
     let params = MergeParams {
         x: x.data,

@@ -4,8 +4,9 @@ use bytemuck::{Pod, Zeroable};
 use cudarc::driver::{CudaStream, CudaView, CudaViewMut, DeviceRepr};
 
 use super::{
-    DType, Device, DevicePointer, Element, Strided,
+    Device, DevicePointer, Element, Strided,
     borrow::Borrow,
+    image::RowTypes,
     launch::{Shape, int, launch, rows},
     nvtx,
     strided::{check_pointer, is_wide},
@@ -60,17 +61,17 @@ pub struct LayerNorm {
     pub out: Strided<DevicePointer>,
 }
 
-/// LayerNorm of tokens `x` (B, N, C) into `out` (B, N, C).
+/// LayerNorm of tokens `x` (B, N, C) into `out` (B, N, C), of one type, or from `f32` to 16 bits.
 ///
 /// # Errors
 /// [`Error::Argument`] when shapes do not fit, `C` exceeds 4,096, or an argument lives in another context;
 /// [`Error::Launch`] when the driver refuses.
-pub fn layer_norm<T: Element>(
+pub fn layer_norm<T: Element, O: Element>(
     device: &Device,
     stream: &CudaStream,
     x: &Strided<CudaView<'_, T>>,
-    norm: &Norm<CudaView<'_, T>>,
-    out: &mut Strided<CudaViewMut<'_, T>>,
+    norm: &Norm<CudaView<'_, O>>,
+    out: &mut Strided<CudaViewMut<'_, O>>,
 ) -> Result<()> {
     let borrow = Borrow { op: OP, device, stream };
     let (x, _x) = borrow.read("x", x)?;
@@ -79,7 +80,7 @@ pub fn layer_norm<T: Element>(
     let arguments = LayerNorm { x, residual: None, sum: None, norm, out };
     // SAFETY: every tensor lies within its view (checked above), which lives in the device's context and whose guard
     // outlives the launch; `out` is borrowed mutably, so it is none of the others.
-    unsafe { layer_norm_raw(device, stream, T::DTYPE, &arguments) }
+    unsafe { layer_norm_raw(device, stream, RowTypes { rows: T::DTYPE, normed: O::DTYPE }, &arguments) }
 }
 
 /// The residual connection and the LayerNorm that follows: `x` (B, N, C) becomes `x + residual`, rounded to its type, and
@@ -87,13 +88,13 @@ pub fn layer_norm<T: Element>(
 ///
 /// # Errors
 /// As [`layer_norm`].
-pub fn add_layer_norm<T: Element>(
+pub fn add_layer_norm<T: Element, O: Element>(
     device: &Device,
     stream: &CudaStream,
     x: &mut Strided<CudaViewMut<'_, T>>,
     residual: &Strided<CudaView<'_, T>>,
-    norm: &Norm<CudaView<'_, T>>,
-    out: &mut Strided<CudaViewMut<'_, T>>,
+    norm: &Norm<CudaView<'_, O>>,
+    out: &mut Strided<CudaViewMut<'_, O>>,
 ) -> Result<()> {
     let borrow = Borrow { op: OP, device, stream };
     let (x, _x) = borrow.write("x", x)?;
@@ -102,7 +103,7 @@ pub fn add_layer_norm<T: Element>(
     let (out, _out) = borrow.write("out", out)?;
     let arguments = LayerNorm { x, residual: Some(residual), sum: Some(x), norm, out };
     // SAFETY: as in `layer_norm`; `x` is borrowed mutably as well, and the kernel allows its sum to be `x` itself.
-    unsafe { layer_norm_raw(device, stream, T::DTYPE, &arguments) }
+    unsafe { layer_norm_raw(device, stream, RowTypes { rows: T::DTYPE, normed: O::DTYPE }, &arguments) }
 }
 
 /// [`layer_norm`] and [`add_layer_norm`] over device pointers.
@@ -112,20 +113,21 @@ pub fn add_layer_norm<T: Element>(
 ///
 /// # Safety
 /// On `stream`, until it has passed this launch: every pointer must be an address in the device's memory at which the
-/// tensor of its shape, strides and `dtype` lies, initialised where it is read; nobody else may write what is read, nor
+/// tensor of its shape, strides and type lies, initialised where it is read; nobody else may write what is read, nor
 /// touch what is written; `out` must not overlap any other tensor, `sum` none but `x` or `residual` with the same
 /// address and strides.
 pub unsafe fn layer_norm_raw(
     device: &Device,
     stream: &CudaStream,
-    dtype: DType,
+    types: impl Into<RowTypes>,
     arguments: &LayerNorm,
 ) -> Result<()> {
+    let types @ RowTypes { rows: dtype, normed } = types.into();
     let LayerNorm { x, residual, sum, norm, out } = arguments;
     let _range = nvtx::range(OP);
     device.check_stream(OP, stream)?;
     x.check(OP, "x", dtype)?;
-    out.check_output(OP, "out", dtype)?;
+    out.check_output(OP, "out", normed)?;
     out.expect_shape(OP, "out", x.shape)?;
     if let Some(residual) = residual {
         residual.check(OP, "residual", dtype)?;
@@ -135,15 +137,16 @@ pub unsafe fn layer_norm_raw(
         sum.check_output(OP, "sum", dtype)?;
         sum.expect_shape(OP, "sum", x.shape)?;
     }
-    check_pointer(OP, "weight", norm.weight, dtype.bytes())?;
-    norm.bias.map_or(Ok(()), |bias| check_pointer(OP, "bias", bias, dtype.bytes()))?;
+    check_pointer(OP, "weight", norm.weight, normed.bytes())?;
+    norm.bias.map_or(Ok(()), |bias| check_pointer(OP, "bias", bias, normed.bytes()))?;
 
     let [images, tokens, width] = x.shape;
-    let tensors = [Some(x), residual.as_ref(), sum.as_ref(), Some(out)];
+    let tensors = [Some(x), residual.as_ref(), sum.as_ref()];
     let wide = tensors.into_iter().flatten().all(|tensor| tensor.wide(dtype))
+        && out.wide(normed)
         && is_wide(norm.weight)
         && norm.bias.is_none_or(is_wide);
-    let (kernel, row) = device.kernels().layer_norm.pick(OP, dtype, width, wide)?;
+    let (kernel, row) = device.kernels().layer_norm.pick(OP, types, width, wide)?;
     let rows = rows(OP, images, tokens)?;
     let strides = |tensor: &Option<Strided<DevicePointer>>| tensor.map_or([0; 2], |t| t.kernel_strides());
     let params = Params {

@@ -159,7 +159,7 @@ impl<B: Backend> Vit<B> {
             self.backend.embed(&patches, self.params.prefix.as_ref(), self.params.position.as_ref())?;
         drop(patches);
         if let Some(norm) = &self.params.norm_pre {
-            tokens = self.backend.layer_norm(&tokens, norm)?;
+            tokens = self.backend.stream_norm(&tokens, norm)?;
         }
         Ok(Stream { tokens, sizes: None, count: self.config.tokens() })
     }

@@ -14,7 +14,7 @@ const OP: &str = "cluster";
 
 impl Cuda {
     pub(super) fn cluster_tokens(&self, cluster: &Cluster<'_, CudaTensor>) -> Result<CudaPlan> {
-        let x = self.read(OP, "tokens", cluster.tokens)?;
+        let (x, dtype) = self.read_stream(OP, "tokens", cluster.tokens)?;
         self.check(OP, "class scores", cluster.class_scores, DType::F32)?;
         let class_scores = cluster.class_scores.tokens(OP, "class scores")?;
         let [batch, tokens, _] = x.shape;
@@ -25,7 +25,7 @@ impl Cuda {
         let workspace = workspace.pointer();
         let pointers = ClusterPointers { x, class_scores, decoupling, workspace, plan: plan.pointers() };
         // SAFETY: as for `Backend` (see there); the workspace is this call's own.
-        unsafe { cluster_raw(self.device(), self.stream(), self.dtype(), &pointers) }?;
+        unsafe { cluster_raw(self.device(), self.stream(), dtype, &pointers) }?;
         Ok(plan)
     }
 
@@ -38,7 +38,7 @@ impl Cuda {
         grid: [usize; 2],
         scale: usize,
     ) -> Result<Windows> {
-        let [batch, tokens, width] = self.read(op, "x", x)?.shape;
+        let [batch, tokens, width] = self.read_stream(op, "x", x)?.0.shape;
         let windows = Windows { batch, special, grid, width, scale };
         if windows.tokens() == tokens {
             return Ok(windows);
@@ -59,6 +59,7 @@ impl Cuda {
         grid: [usize; 2],
         scale: usize,
     ) -> Result<CudaTensor> {
+        let x = &self.stored("pool_windows", "x", x)?;
         let windows = self.windows("pool_windows", x, special, grid, scale)?;
         let [rows, columns] = windows.cells();
         let out = self.empty(&[windows.batch, rows * columns, windows.width], self.dtype())?;
@@ -80,10 +81,15 @@ impl Cuda {
         let windows = self.windows(OP, &x, special, grid, scale)?;
         let [rows, columns] = windows.cells();
         let shape = [windows.batch, rows * columns, windows.width];
-        let pooled = self.read_array(OP, "pooled", pooled, &shape)?;
         let x = x.into_own()?;
+        // Of the type of what they are added to.
+        let dtype = x.dtype();
+        let pooled = self.converted(OP, "pooled", pooled, dtype)?;
+        self.check(OP, "pooled", &pooled, dtype)?;
+        pooled.expect_shape(OP, "pooled", &shape)?;
+        let pooled = pooled.pointer();
         // SAFETY: as for `Backend` (see there); `x` is nobody else's.
-        unsafe { add_windows_raw(self.device(), self.stream(), self.dtype(), x.pointer(), windows, pooled) }?;
+        unsafe { add_windows_raw(self.device(), self.stream(), dtype, x.pointer(), windows, pooled) }?;
         Ok(x)
     }
 }

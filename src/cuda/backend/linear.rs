@@ -4,7 +4,7 @@ use super::{
     super::{
         DType, DevicePointer,
         activation::activate_raw,
-        linear::{AffinePointers, Fused, linear_raw},
+        linear::{AffinePointers, AffineTypes, Fused, linear_raw},
         record,
     },
     Cuda, CudaTensor, Inner,
@@ -24,6 +24,7 @@ impl Cuda {
     ) -> Result<CudaTensor> {
         const OP: &str = "linear";
         let Inner { device, stream, dtype, blas, workspace, .. } = &*self.inner;
+        let x = &self.stored(OP, "x", x)?;
         self.check(OP, "x", x, *dtype)?;
         let (weight, bias) = (&layer.layer.weight, &layer.layer.bias);
         let (all, inputs) = (weight.shape().first().copied().unwrap_or(1), x.width());
@@ -41,9 +42,11 @@ impl Cuda {
         if let Some(last) = shape.last_mut() {
             *last = range.len();
         }
+        let mut outputs = *dtype;
         let (out, fused, then) = match epilogue {
             Epilogue::AddTo(residual) => {
-                self.check(OP, "residual", &residual, *dtype)?;
+                outputs = self.stream_type(OP, "residual", &residual)?;
+                self.check(OP, "residual", &residual, outputs)?;
                 residual.expect_shape(OP, "residual", &shape)?;
                 let out = residual.into_own()?;
                 record::operand(stream, out.bytes());
@@ -55,20 +58,26 @@ impl Cuda {
             },
             Epilogue::None => (self.empty(&shape, *dtype)?, Fused::None, None),
         };
-        let step = |elements: usize| (elements * dtype.bytes()) as DevicePointer;
-        let parameters = range.len() * (inputs + usize::from(bias.is_some()));
-        record::operand(stream, parameters * dtype.bytes());
+        // What is added to f32 has a bias of f32.
+        let exact = |bias| self.exact(OP, "bias", bias, &[all]).map(CudaTensor::pointer);
+        let bias = match &layer.layer.bias {
+            Some(bias) if outputs != *dtype => Some(exact(bias)?),
+            _ => bias,
+        };
+        let step = |elements: usize, dtype: DType| (elements * dtype.bytes()) as DevicePointer;
+        let biases = if bias.is_some() { range.len() * outputs.bytes() } else { 0 };
+        record::operand(stream, range.len() * inputs * dtype.bytes() + biases);
         let arguments = AffinePointers {
             x: x.rows(),
-            weight: weight + step(range.start * inputs),
-            bias: bias.map(|bias| bias + step(range.start)),
+            weight: weight + step(range.start * inputs, *dtype),
+            bias: bias.map(|bias| bias + step(range.start, outputs)),
             fused,
             out: out.rows(),
             workspace: workspace.pointer(),
             workspace_bytes: workspace.bytes(),
         };
         // SAFETY: as for `Backend`; the workspace is used on this stream only, and `out` is nobody else's.
-        unsafe { linear_raw(blas, stream, *dtype, &arguments) }?;
+        unsafe { linear_raw(blas, stream, AffineTypes { inputs: *dtype, outputs }, &arguments) }?;
         let Some(activation) = then else { return Ok(out) };
         record::operand(stream, out.bytes());
         if activation != Activation::SwiGlu {

@@ -33,9 +33,13 @@ impl Cuda {
                 (DeviceMetric::Keys { packed, heads: heads.heads, head_dim: heads.head_dim }, packed)
             }
             Metric::Rows(rows) => {
-                let rows = self.read(OP, "metric", rows)?;
+                let (rows, _) = self.read_stream(OP, "metric", rows)?;
                 (DeviceMetric::Rows(rows), rows)
             }
+        };
+        let dtype = match &matching.metric {
+            Metric::Keys(heads) => heads.packed.dtype(),
+            Metric::Rows(rows) => rows.dtype(),
         };
         let [batch, tokens, _] = rows.shape;
         let sizes = |sizes: Option<&CudaTensor>| {
@@ -81,7 +85,7 @@ impl Cuda {
         let scratch = MatchingScratch { arrived, stays: room, batch: memory.bytes() / 4, tokens };
         // SAFETY: as for `Backend` (see there); the counters are 0 and this stream's alone.
         unsafe {
-            match_tokens_raw(self.device(), self.stream(), self.dtype(), &pointers, scratch, &plan.pointers())
+            match_tokens_raw(self.device(), self.stream(), dtype, &pointers, scratch, &plan.pointers())
         }?;
         Ok(plan)
     }

@@ -28,8 +28,9 @@ use matching::Counters;
 pub(super) use memory::{Memory, Space, megabytes};
 
 use super::{
-    Blas, DType, Device, DevicePointer, PlanPointers, Strided,
+    Blas, DType, Device, DevicePointer, PlanPointers, RowTypes, Strided,
     attention::widened,
+    convert::convert_raw,
     device::driver,
     head_norm::{HeadNorm, head_norm_raw},
     merge::{MergePointers, merge_raw, unmerge_raw},
@@ -55,6 +56,7 @@ use crate::{
 pub struct Cuda {
     inner: Arc<Inner>,
     fused_gelu: bool,
+    f32_residual: bool,
 }
 
 #[derive(Debug)]
@@ -102,7 +104,7 @@ impl Cuda {
         let stream = device.context().new_stream().map_err(|error| driver("making a stream", error))?;
         let blas = Blas::new(device)?;
         let inner = Inner::new(blas, device.clone(), Space::driver(stream), None, dtype)?;
-        Ok(Self { inner: Arc::new(inner), fused_gelu: false })
+        Ok(Self { inner: Arc::new(inner), fused_gelu: false, f32_residual: false })
     }
 
     /// This backend with memory from elsewhere, and on that memory's stream. It reads this backend's tensors too: the caller
@@ -110,7 +112,7 @@ impl Cuda {
     pub(super) fn within(&self, space: Space) -> Result<Self> {
         let Inner { blas, device, space: lender, dtype, .. } = &*self.inner;
         let inner = Inner::new(blas.clone(), device.clone(), space, Some(lender.clone()), *dtype)?;
-        Ok(Self { inner: Arc::new(inner), fused_gelu: self.fused_gelu })
+        Ok(Self { inner: Arc::new(inner), ..*self })
     }
 
     /// Runs `work`, and writes down what it makes this backend launch from this thread.
@@ -126,6 +128,21 @@ impl Cuda {
     #[must_use]
     pub fn with_fused_gelu(self, fused: bool) -> Self {
         Self { fused_gelu: fused, ..self }
+    }
+
+    /// Whether the residual stream is `f32` beside weights and products of 16 bits: what blocks add to it is then not rounded to
+    /// 16 bits (docs/precision.md has the difference). MCTF's similarities are those of the stream, so they are exact as well.
+    /// Of `f32` tensors it is `f32` anyhow.
+    ///
+    /// Choose before a model is put on the backend: the parameters that meet the stream are kept in both types.
+    #[must_use]
+    pub fn with_f32_residual(self, exact: bool) -> Self {
+        Self { f32_residual: exact && self.inner.dtype != DType::F32, ..self }
+    }
+
+    /// Whether the residual stream is `f32` beside another type; see [`Cuda::with_f32_residual`].
+    pub fn has_f32_residual(&self) -> bool {
+        self.f32_residual
     }
 
     /// The device.
@@ -203,6 +220,53 @@ impl Cuda {
         tensor.tokens(op, name)
     }
 
+    /// What tokens hold: the backend's type, or `f32` of a residual stream.
+    fn stream_type(&self, op: &'static str, name: &str, tensor: &CudaTensor) -> Result<DType> {
+        let dtype = tensor.dtype();
+        if dtype == self.inner.dtype || self.f32_residual && dtype == DType::F32 {
+            return Ok(dtype);
+        }
+        let residual = if self.f32_residual { " or f32" } else { "" };
+        Err(Error::argument(op, format!("{name} holds {dtype}, expected {}{residual}", self.inner.dtype)))
+    }
+
+    /// Tokens (B, N, C), of the residual stream or of the backend's type, and which.
+    fn read_stream(
+        &self,
+        op: &'static str,
+        name: &str,
+        tensor: &CudaTensor,
+    ) -> Result<(Strided<DevicePointer>, DType)> {
+        let dtype = self.stream_type(op, name, tensor)?;
+        self.check(op, name, tensor, dtype)?;
+        Ok((tensor.tokens(op, name)?, dtype))
+    }
+
+    /// A tensor in the type `dtype`: itself, or converted from or to `f32`.
+    fn converted(
+        &self,
+        op: &'static str,
+        name: &str,
+        tensor: &CudaTensor,
+        dtype: DType,
+    ) -> Result<CudaTensor> {
+        let from = self.stream_type(op, name, tensor)?;
+        if from == dtype {
+            return Ok(tensor.clone());
+        }
+        self.check(op, name, tensor, from)?;
+        let out = self.empty(tensor.shape(), dtype)?;
+        let (device, stream, values) = (self.device(), self.stream(), out.count());
+        // SAFETY: as for `Backend`, below: both are of as many values.
+        unsafe { convert_raw(device, stream, [from, dtype], tensor.pointer(), out.pointer(), values) }?;
+        Ok(out)
+    }
+
+    /// A tensor of the residual stream in the type of weights and products, where those must meet.
+    fn stored(&self, op: &'static str, name: &str, tensor: &CudaTensor) -> Result<CudaTensor> {
+        self.converted(op, name, tensor, self.inner.dtype)
+    }
+
     /// The same where the operation reads or writes so many values of them.
     fn read_values(
         &self,
@@ -211,9 +275,10 @@ impl Cuda {
         tensor: &CudaTensor,
         values: impl FnOnce([usize; 3]) -> usize,
     ) -> Result<Strided<DevicePointer>> {
-        self.check_owner(op, name, tensor, self.inner.dtype)?;
+        let dtype = self.stream_type(op, name, tensor)?;
+        self.check_owner(op, name, tensor, dtype)?;
         let tokens = tensor.tokens(op, name)?;
-        record::operand(&self.inner.stream, values(tokens.shape).saturating_mul(self.inner.dtype.bytes()));
+        record::operand(&self.inner.stream, values(tokens.shape).saturating_mul(dtype.bytes()));
         Ok(tokens)
     }
 
@@ -252,6 +317,33 @@ impl Cuda {
         let weight = self.read_array(op, "weight", &norm.weight, &[width])?;
         let bias = norm.bias.as_ref().map(|bias| self.read_array(op, "bias", bias, &[width])).transpose()?;
         Ok(Norm { weight, bias, eps: norm.eps })
+    }
+
+    /// A parameter in `f32`.
+    fn exact<'a>(
+        &self,
+        op: &'static str,
+        name: &str,
+        tensor: &'a CudaTensor,
+        shape: &[usize],
+    ) -> Result<&'a CudaTensor> {
+        self.check_owner(op, name, tensor, self.inner.dtype)?;
+        tensor.expect_shape(op, name, shape)?;
+        tensor.exact().ok_or_else(|| {
+            Error::argument(op, format!("{name} was put on the device before its residual stream became f32"))
+        })
+    }
+
+    /// LayerNorm of rows of either type.
+    fn normalised(&self, x: &CudaTensor, norm: Norm<DevicePointer>, normed: DType) -> Result<CudaTensor> {
+        let Inner { device, stream, .. } = &*self.inner;
+        let rows = self.stream_type("layer_norm", "x", x)?;
+        self.check("layer_norm", "x", x, rows)?;
+        let out = self.empty(x.shape(), normed)?;
+        let arguments = LayerNorm { x: x.rows(), residual: None, sum: None, norm, out: out.rows() };
+        // SAFETY: as for `Backend`, below.
+        unsafe { layer_norm_raw(device, stream, RowTypes { rows, normed }, &arguments) }?;
+        Ok(out)
     }
 
     fn read_plan(&self, op: &'static str, plan: &CudaPlan) -> Result<PlanPointers> {
@@ -295,7 +387,12 @@ impl Backend for Cuda {
     type Plan = CudaPlan;
 
     fn upload(&self, tensor: Tensor) -> Result<CudaTensor> {
-        CudaTensor::upload(&self.inner.space, &tensor, self.inner.dtype)
+        let Inner { space, dtype, .. } = &*self.inner;
+        let uploaded = CudaTensor::upload(space, &tensor, *dtype)?;
+        if !self.f32_residual || tensor.shape().len() != 1 {
+            return Ok(uploaded);
+        }
+        Ok(uploaded.with_exact(CudaTensor::upload(space, &tensor, DType::F32)?))
     }
 
     fn upload_f32(&self, tensor: Tensor) -> Result<CudaTensor> {
@@ -361,18 +458,25 @@ impl Backend for Cuda {
         let target = out.tokens("embed", "out")?;
         // SAFETY: see above the block.
         unsafe { embed_raw(device, stream, *dtype, &source, prefix, position, &target) }?;
-        Ok(out)
+        if self.f32_residual { self.converted("embed", "tokens", &out, DType::F32) } else { Ok(out) }
     }
 
     fn layer_norm(&self, x: &CudaTensor, norm: &Norm<CudaTensor>) -> Result<CudaTensor> {
-        let Inner { device, stream, dtype, .. } = &*self.inner;
-        self.check("layer_norm", "x", x, *dtype)?;
         let norm = self.read_norm("layer_norm", norm, x.width())?;
-        let out = self.empty(x.shape(), *dtype)?;
-        let arguments = LayerNorm { x: x.rows(), residual: None, sum: None, norm, out: out.rows() };
-        // SAFETY: see above the block.
-        unsafe { layer_norm_raw(device, stream, *dtype, &arguments) }?;
-        Ok(out)
+        self.normalised(x, norm, self.inner.dtype)
+    }
+
+    fn stream_norm(&self, x: &CudaTensor, norm: &Norm<CudaTensor>) -> Result<CudaTensor> {
+        if !self.f32_residual {
+            return self.layer_norm(x, norm);
+        }
+        let x = self.converted("layer_norm", "x", x, DType::F32)?;
+        let part = |name: &str, tensor: &CudaTensor| {
+            self.exact("layer_norm", name, tensor, &[x.width()]).map(|exact| exact.pointer())
+        };
+        let weight = part("weight", &norm.weight)?;
+        let bias = norm.bias.as_ref().map(|bias| part("bias", bias)).transpose()?;
+        self.normalised(&x, Norm { weight, bias, eps: norm.eps }, DType::F32)
     }
 
     fn linear(
@@ -394,14 +498,14 @@ impl Backend for Cuda {
     ) -> Result<Merged<CudaTensor>> {
         const OP: &str = "merge";
         let Inner { device, stream, dtype, .. } = &*self.inner;
-        let source = self.read(OP, "x", x)?;
+        let (source, rows) = self.read_stream(OP, "x", x)?;
         let [batch, tokens, width] = source.shape;
         let sizes = sizes.map(|sizes| self.read_f32(OP, "sizes", sizes, &[batch, tokens])).transpose()?;
         let pointers = self.read_plan(OP, plan)?;
         let norm = norm.map(|norm| self.read_norm(OP, norm, width)).transpose()?;
         let shape = [batch, plan.tokens_out(), width];
         let merged = Merged {
-            tokens: self.empty(&shape, *dtype)?,
+            tokens: self.empty(&shape, rows)?,
             sizes: self.empty(&shape[..2], DType::F32)?,
             normed: norm.as_ref().map(|_| self.empty(&shape, *dtype)).transpose()?,
         };
@@ -416,19 +520,19 @@ impl Backend for Cuda {
             norm: norm.zip(normed),
         };
         // SAFETY: see above the block; a plan's indices are in range, whoever made it.
-        unsafe { merge_raw(device, stream, *dtype, &arguments) }?;
+        unsafe { merge_raw(device, stream, RowTypes { rows, normed: *dtype }, &arguments) }?;
         Ok(merged)
     }
 
     fn unmerge(&self, x: &CudaTensor, plan: &CudaPlan) -> Result<CudaTensor> {
-        let Inner { device, stream, dtype, .. } = &*self.inner;
-        let source = self.read("unmerge", "x", x)?;
+        let Inner { device, stream, .. } = &*self.inner;
+        let (source, dtype) = self.read_stream("unmerge", "x", x)?;
         let pointers = self.read_plan("unmerge", plan)?;
         let [batch, _, width] = source.shape;
-        let out = self.empty(&[batch, plan.tokens_in(), width], *dtype)?;
+        let out = self.empty(&[batch, plan.tokens_in(), width], dtype)?;
         let target = out.tokens("unmerge", "out")?;
         // SAFETY: see above the block.
-        unsafe { unmerge_raw(device, stream, *dtype, &source, &pointers, &target) }?;
+        unsafe { unmerge_raw(device, stream, dtype, &source, &pointers, &target) }?;
         Ok(out)
     }
 
@@ -543,27 +647,28 @@ impl Backend for Cuda {
     }
 
     fn tokens(&self, x: &CudaTensor, range: Range<usize>) -> Result<CudaTensor> {
-        let Inner { device, stream, dtype, .. } = &*self.inner;
-        let source = self.read_values("tokens", "x", x, |[b, _, c]| b * range.len() * c)?;
+        let Inner { device, stream, .. } = &*self.inner;
+        let (source, dtype) =
+            (self.read_values("tokens", "x", x, |[b, _, c]| b * range.len() * c)?, x.dtype());
         let [batch, _, width] = source.shape;
-        let out = self.empty(&[batch, range.len(), width], *dtype)?;
+        let out = self.empty(&[batch, range.len(), width], dtype)?;
         // Not `tokens`: what is wrong with the range is for the launcher to say.
         let target = Strided::new(out.pointer(), [batch, range.len(), width]);
         // SAFETY: see above the block.
-        unsafe { tokens_raw(device, stream, *dtype, &source, range, &target) }?;
+        unsafe { tokens_raw(device, stream, dtype, &source, range, &target) }?;
         Ok(out)
     }
 
     fn mean_tokens(&self, x: &CudaTensor, sizes: Option<&CudaTensor>, first: usize) -> Result<CudaTensor> {
         const OP: &str = "mean_tokens";
-        let Inner { device, stream, dtype, .. } = &*self.inner;
-        let source = self.read(OP, "x", x)?;
+        let Inner { device, stream, .. } = &*self.inner;
+        let (source, dtype) = self.read_stream(OP, "x", x)?;
         let [batch, tokens, width] = source.shape;
         let sizes = sizes.map(|sizes| self.read_f32(OP, "sizes", sizes, &[batch, tokens])).transpose()?;
-        let out = self.empty(&[batch, width], *dtype)?;
+        let out = self.empty(&[batch, width], dtype)?;
         let target = Strided::new(out.pointer(), [batch, 1, width]);
         // SAFETY: see above the block.
-        unsafe { mean_tokens_raw(device, stream, *dtype, &source, sizes, first, &target) }?;
+        unsafe { mean_tokens_raw(device, stream, dtype, &source, sizes, first, &target) }?;
         Ok(out)
     }
 

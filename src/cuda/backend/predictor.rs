@@ -21,6 +21,7 @@ impl Cuda {
         predictor: &Predictor<CudaTensor>,
         special: usize,
     ) -> Result<CudaTensor> {
+        let x = &self.stored(OP, "x", x)?;
         let source = self.read(OP, "x", x)?;
         let [batch, tokens, c] = source.shape;
         let linear =

@@ -16,6 +16,7 @@ impl Cuda {
         right: &CudaTensor,
     ) -> Result<CudaTensor> {
         let dtype = self.dtype();
+        let (left, right) = (&self.stored(op, "left", left)?, &self.stored(op, "right", right)?);
         let mut widths = [0; 2];
         for (name, tensor, width) in [("left", left, 0), ("right", right, 1)] {
             self.check(op, name, tensor, dtype)?;

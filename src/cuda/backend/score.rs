@@ -35,6 +35,7 @@ impl Cuda {
         selector: &Linear<CudaTensor>,
         noise: Option<&CudaTensor>,
     ) -> Result<CudaTensor> {
+        let x = &self.stored(OP, "x", x)?;
         let source = self.read(OP, "x", x)?;
         let [batch, tokens, width] = source.shape;
         let bias = selector.bias.as_ref().map(|bias| self.read_array(OP, "bias", bias, &[1])).transpose()?;

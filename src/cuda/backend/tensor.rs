@@ -16,6 +16,8 @@ pub struct CudaTensor {
     shape: Vec<usize>,
     dtype: DType,
     memory: Arc<Memory>,
+    /// The same in `f32`, of parameters that meet a residual stream of that type.
+    exact: Option<Arc<CudaTensor>>,
 }
 
 impl CudaTensor {
@@ -26,7 +28,7 @@ impl CudaTensor {
         let bytes = bytes
             .ok_or_else(|| Error::argument("tensor", format!("shape {shape:?} is too large to address")))?;
         let memory = Arc::new(Memory::new(space, bytes)?);
-        Ok(Self { shape: shape.to_vec(), dtype, memory })
+        Ok(Self { shape: shape.to_vec(), dtype, memory, exact: None })
     }
 
     /// A tensor of the host, rounded to `dtype`.
@@ -45,7 +47,17 @@ impl CudaTensor {
                 Memory::upload(space, &rounded)?
             }
         };
-        Ok(Self { shape: tensor.shape().to_vec(), dtype, memory: Arc::new(memory) })
+        Ok(Self { shape: tensor.shape().to_vec(), dtype, memory: Arc::new(memory), exact: None })
+    }
+
+    /// This tensor with the same in `f32` beside it.
+    pub(super) fn with_exact(self, exact: Self) -> Self {
+        Self { exact: Some(Arc::new(exact)), ..self }
+    }
+
+    /// The same in `f32`, where it is kept.
+    pub(super) fn exact(&self) -> Option<&Self> {
+        self.exact.as_deref()
     }
 
     /// The tensor's values on the host; waits for the stream.

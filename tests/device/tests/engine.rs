@@ -267,6 +267,10 @@ fn replays_are_eager_passes_bit_for_bit() {
                 check(&vit, &spec.parse::<Reduction>().unwrap(), &format!("{dtype} {spec}"));
             }
         }
+        let vit = model(&Cuda::on(&turn.device, DType::F16).unwrap().with_f32_residual(true), &small());
+        for spec in ["tome:r=3", "mctf:r=2", DYNAMIC] {
+            check(&vit, &spec.parse::<Reduction>().unwrap(), &format!("f16 beside an f32 residual, {spec}"));
+        }
     });
 }
 

@@ -60,32 +60,32 @@ fn case() -> impl Strategy<Value = Case> {
     )
 }
 
-fn inputs<T: Value>(case: &Case) -> (Vec<f32>, Vec<f32>, Vec<f32>, Vec<f32>) {
+fn inputs<T: Value, O: Value>(case: &Case) -> (Vec<f32>, Vec<f32>, Vec<f32>, Vec<f32>) {
     let mut x = random::<T>(case.batch * case.tokens * case.width, case.seed, 2.0);
     if case.nan {
         x.iter_mut().step_by(97).for_each(|x| *x = f32::NAN);
     }
     let sizes = random::<f32>(case.batch * case.tokens, case.seed ^ 1, 1.0);
     let sizes = sizes.iter().map(|s| 1.0 + (s.abs() * 9.0).floor()).collect();
-    (x, sizes, random::<T>(case.width, case.seed ^ 2, 1.0), random::<T>(case.width, case.seed ^ 3, 1.0))
+    (x, sizes, random::<O>(case.width, case.seed ^ 2, 1.0), random::<O>(case.width, case.seed ^ 3, 1.0))
 }
 
 /// Tokens, sizes, LayerNorm, and the LayerNorm kernel's own result on the merged tokens; NaN has one pattern.
 type Result = (Vec<u32>, Vec<u32>, Option<Vec<u32>>, Vec<u32>);
 
-fn on_device<T: Value>(turn: &Turn, case: &Case, plan: &TokenPlan) -> (Result, Vec<f32>) {
+fn on_device<T: Value, O: Value>(turn: &Turn, case: &Case, plan: &TokenPlan) -> (Result, Vec<f32>) {
     let (device, stream) = (&turn.device, &turn.stream);
-    let (x, sizes, weight, bias) = inputs::<T>(case);
+    let (x, sizes, weight, bias) = inputs::<T, O>(case);
     let source = Layout { shape: [case.batch, case.tokens, case.width], gap: case.gap, lead: 0 };
     let target = Layout { shape: [case.batch, case.out, case.width], gap: case.gap, lead: 0 };
     let x: CudaSlice<T> = turn.upload(&source.spread(&x));
     let sizes: CudaSlice<f32> = turn.upload(&sizes);
-    let weight: CudaSlice<T> = turn.upload(&weight);
-    let bias: CudaSlice<T> = turn.upload(&bias);
+    let weight: CudaSlice<O> = turn.upload(&weight);
+    let bias: CudaSlice<O> = turn.upload(&bias);
     let plan = DevicePlan::upload(stream, plan).unwrap();
     let norm = || Norm { weight: weight.as_view(), bias: case.bias.then(|| bias.as_view()), eps: 1e-6 };
     let mut tokens: CudaSlice<T> = turn.upload(&target.blank());
-    let mut normed: CudaSlice<T> = turn.upload(&target.blank());
+    let mut normed: CudaSlice<O> = turn.upload(&target.blank());
     let mut sizes_out = stream.alloc_zeros::<f32>(case.batch * case.out).unwrap();
     let arguments = Merge {
         x: source.over(x.as_view()),
@@ -100,14 +100,14 @@ fn on_device<T: Value>(turn: &Turn, case: &Case, plan: &TokenPlan) -> (Result, V
         normed: case.norm.then(|| target.over(normed.as_view_mut())),
     };
     merge(device, stream, &arguments, &mut out).unwrap();
-    let mut separate: CudaSlice<T> = turn.upload(&target.blank());
+    let mut separate: CudaSlice<O> = turn.upload(&target.blank());
     let mut view = target.over(separate.as_view_mut());
     layer_norm(device, stream, &target.over(tokens.as_view()), &norm(), &mut view).unwrap();
-    let read = |memory: &CudaSlice<T>| target.gather(&turn.download(memory));
+    let read = |memory: &CudaSlice<O>| target.gather(&turn.download(memory));
     let normed = case.norm.then(|| read(&normed));
     let values = normed.clone().unwrap_or_default();
     let result = (
-        bits(&read(&tokens)),
+        bits(&target.gather(&turn.download(&tokens))),
         bits(&turn.download(&sizes_out)),
         normed.map(|normed| bits(&normed)),
         bits(&read(&separate)),
@@ -115,9 +115,9 @@ fn on_device<T: Value>(turn: &Turn, case: &Case, plan: &TokenPlan) -> (Result, V
     (result, values)
 }
 
-fn check<T: Value>(turn: &Turn, case: &Case) -> std::result::Result<(), TestCaseError> {
+fn check<T: Value, O: Value>(turn: &Turn, case: &Case) -> std::result::Result<(), TestCaseError> {
     let plan = random_plan(case.batch, case.tokens, case.out, case.seed);
-    let (x, sizes, weight, bias) = inputs::<T>(case);
+    let (x, sizes, weight, bias) = inputs::<T, O>(case);
     let sizes = tensor(&[case.batch, case.tokens], sizes);
     let norm = Norm {
         weight: tensor(&[case.width], weight),
@@ -130,7 +130,7 @@ fn check<T: Value>(turn: &Turn, case: &Case) -> std::result::Result<(), TestCase
     // The reference sums in f32; storage rounds once.
     let stored = rounded::<T>(want.tokens.data());
     let ((tokens, sizes, normed, separate), values) = turn.in_every_order(|| {
-        let (result, values) = on_device::<T>(turn, case, &plan);
+        let (result, values) = on_device::<T, O>(turn, case, &plan);
         (result, values.iter().map(|x| x.to_bits()).collect::<Vec<_>>())
     });
     prop_assert_eq!(tokens, bits(&stored), "tokens");
@@ -140,7 +140,7 @@ fn check<T: Value>(turn: &Turn, case: &Case) -> std::result::Result<(), TestCase
         let want = reference.layer_norm(&tensor(want.tokens.shape(), stored.clone()), &norm).unwrap();
         for (at, (&got, &want)) in values.iter().zip(want.data()).enumerate() {
             let (got, row) = (f32::from_bits(got), &stored[at / case.width * case.width..][..case.width]);
-            let close = (got - want).abs() <= norm_tolerance::<T>(row, norm.eps, want);
+            let close = (got - want).abs() <= norm_tolerance::<O>(row, norm.eps, want);
             prop_assert!(close || got.is_nan() && want.is_nan(), "{} instead of {}", got, want);
         }
     }
@@ -170,12 +170,14 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
     #[test]
-    fn merging_is_the_references(case in case(), dtype in 0..3) {
+    fn merging_is_the_references(case in case(), dtype in 0..5) {
         let Some(turn) = Turn::new() else { return Ok(()) };
         match dtype {
-            0 => check::<f32>(&turn, &case)?,
-            1 => check::<f16>(&turn, &case)?,
-            _ => check::<bf16>(&turn, &case)?,
+            0 => check::<f32, f32>(&turn, &case)?,
+            1 => check::<f16, f16>(&turn, &case)?,
+            2 => check::<bf16, bf16>(&turn, &case)?,
+            3 => check::<f32, f16>(&turn, &case)?,
+            _ => check::<f32, bf16>(&turn, &case)?,
         }
         turn.end();
     }

@@ -302,6 +302,59 @@ fn every_method_in_bf16() {
     check_all(DType::Bf16);
 }
 
+/// Weights and products of 16 bits beside a residual stream of f32: all methods, and models that meet the stream elsewhere.
+#[test]
+fn every_method_with_an_f32_residual() {
+    let Some(turn) = Turn::new() else { return };
+    let cuda = Cuda::on(&turn.device, DType::F16).unwrap().with_f32_residual(true);
+    let small = config(64, 2, 32, 8);
+    let params = arch::random_params(&small, 1);
+    SPECS.iter().for_each(|spec| check(&cuda, &small, &params, 2, spec));
+    for readout in [Readout::Mean, Readout::ClassAndMean] {
+        let config = VitConfig { readout, distillation_token: readout == Readout::Mean, ..small.clone() };
+        check(&cuda, &config, &arch::random_params(&config, 9), 2, "tome:r=3");
+    }
+    let cuda = Cuda::on(&turn.device, DType::Bf16).unwrap().with_f32_residual(true);
+    for spec in ["tome:r=3", "mctf:r=2", "mstm:keep=0.5,layers=1,scales=2/3", "svite:tokens=9"] {
+        check(&cuda, &small, &params, 2, spec);
+    }
+    // In f32 there is nothing to choose; a model that was put there before cannot change.
+    let single = Cuda::on(&turn.device, DType::F32).unwrap().with_f32_residual(true);
+    assert!(!single.has_f32_residual() && cuda.has_f32_residual());
+    let before = Cuda::on(&turn.device, DType::F16).unwrap();
+    let model = Vit::new(before.clone(), small.clone(), params).unwrap();
+    let error = model.on(before.with_f32_residual(true)).forward(&pictures(&small, 1, 1), &Reduction::None);
+    let message = error.unwrap_err().to_string();
+    assert!(message.contains("before its residual stream became f32"), "{message}");
+    turn.end();
+}
+
+/// What an f32 residual stream is for: on a trained model it takes most of the rounding away.
+#[test]
+fn an_f32_residual_is_nearer_to_f32() {
+    let Some(turn) = Turn::new() else { return };
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/fashion_deit_f16.safetensors");
+    let model = || load_vit(&Checkpoint::open(&root).unwrap(), None, &Overrides::default()).unwrap();
+    let images = pictures(&model().config, 4, 1);
+    let logits = |cuda: &Cuda| {
+        let output = model().build(cuda.clone()).unwrap().forward(&images, &Reduction::None).unwrap();
+        cuda.download(output.logits.as_ref().unwrap()).unwrap()
+    };
+    let truth = logits(&Cuda::on(&turn.device, DType::F32).unwrap());
+    for dtype in [DType::F16, DType::Bf16] {
+        let cuda = Cuda::on(&turn.device, dtype).unwrap();
+        let rms = |a: &Tensor| {
+            let squares: f32 = a.data().iter().zip(truth.data()).map(|(a, b)| (a - b).powi(2)).sum();
+            (squares / a.data().len() as f32).sqrt()
+        };
+        let [rounded, exact] =
+            [false, true].map(|exact| rms(&logits(&cuda.clone().with_f32_residual(exact))));
+        println!("{dtype}: {rounded:.2e} from f32; with an f32 residual {exact:.2e}");
+        assert!(exact < rounded, "{dtype}: {exact} is not less than {rounded}");
+    }
+    turn.end();
+}
+
 /// DeiT-T as published: 224 by 224 pixels, 197 tokens, twelve blocks; random weights.
 #[test]
 fn deit_tiny_in_full_size() {
