@@ -172,6 +172,9 @@ fn pictures_are_classified_as_on_the_processor() {
         assert!(apart <= limit, "{dtype}: {apart}");
         assert!(dtype == "f32" || apart > 0.0, "{dtype} rounds");
     }
+    let (plain, residual) = (["--dtype", "bf16"], ["--dtype", "bf16", "--f32-residual"]);
+    let [rounded, exact] = [&plain[..], &residual].map(|more| json(&folder, &[&classify[..], more].concat()));
+    assert!(apart(&exact, &want) <= 5e-2 && apart(&exact, &rounded) > 0.0, "the residual stream is another");
     let reduced = [&classify[..], &["--reduce", "evit:keep=0.5"]].concat();
     let got = json(&folder, &[&reduced[..], &["--dtype", "f32"]].concat());
     assert_eq!(got["tokens"], cpu(&reduced)["tokens"]);

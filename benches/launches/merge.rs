@@ -9,30 +9,42 @@ use foveate::{
     },
 };
 
-use super::{ALL_TYPES, Launch, Operation, Place, Shape, Value, Work, by_type, plan::pairs};
+use super::{ALL_TYPES, Counted, HALVES, Launch, Operation, Place, Shape, Value, Work, by_type, plan::pairs};
 
 pub(super) const OPERATIONS: &[Operation] = &[
     Operation::new("merge", ALL_TYPES, |place, dtype, shape| by_type!(dtype, merging(place, shape))),
+    Operation::new("merge_of_f32", HALVES, |place, dtype, shape| by_type!(dtype, of_f32(place, shape)))
+        .counted(Counted::UpTo(197)),
     Operation::new("unmerge", ALL_TYPES, |place, dtype, shape| by_type!(dtype, undoing(place, shape))),
 ];
 
 fn merging<T: Value>(place: &Place, shape: Shape) -> Result<Launch> {
+    of_types::<T, T>(place, shape)
+}
+
+/// A residual stream of f32, its LayerNorm of halves.
+fn of_f32<O: Value>(place: &Place, shape: Shape) -> Result<Launch> {
+    of_types::<f32, O>(place, shape)
+}
+
+fn of_types<T: Value, O: Value>(place: &Place, shape: Shape) -> Result<Launch> {
     let Place { device, stream } = place.clone();
     let Shape { batch, tokens, width, .. } = shape;
     let plan = DevicePlan::upload(&stream, &pairs(batch, tokens)?)?;
     let out = plan.tokens_out();
     let (x, weight, bias) = (
         place.values::<T>(batch * tokens * width, 1)?,
-        place.values::<T>(width, 2)?,
-        place.values::<T>(width, 3)?,
+        place.values::<O>(width, 2)?,
+        place.values::<O>(width, 3)?,
     );
     let sizes = place.upload(&vec![1.0_f32; batch * tokens])?;
     let (mut merged, mut normed) =
-        (place.zeros::<T>(batch * out * width)?, place.zeros::<T>(batch * out * width)?);
+        (place.zeros::<T>(batch * out * width)?, place.zeros::<O>(batch * out * width)?);
     let mut sizes_out = place.zeros::<f32>(batch * out)?;
     let plan_bytes = 4 * batch * (2 * tokens + out + 1);
     let work = Work {
-        bytes: batch * (tokens + 2 * out) * width * <T as Element>::DTYPE.bytes()
+        bytes: batch * (tokens + out) * width * <T as Element>::DTYPE.bytes()
+            + batch * out * width * <O as Element>::DTYPE.bytes()
             + 4 * batch * (tokens + out)
             + plan_bytes,
         ..Work::default()

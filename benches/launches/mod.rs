@@ -122,6 +122,7 @@ const TIMED_BATCH: usize = 64;
 const PERIOD: usize = 65_521;
 
 const ALL_TYPES: &[DType] = &[DType::F16, DType::Bf16, DType::F32];
+const HALVES: &[DType] = &[DType::F16, DType::Bf16];
 
 /// On what an operation is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -89,6 +89,7 @@ pub struct Merge<'a, T, O = T> {
     /// How members are combined.
     pub pooling: Pooling,
     /// The LayerNorm that follows.
+    /// Its type has to be named where there is none: `Merge<'_, f32>`.
     pub norm: Option<Norm<CudaView<'a, O>>>,
 }
 

@@ -462,6 +462,7 @@ impl Backend for Cuda {
     }
 
     fn layer_norm(&self, x: &CudaTensor, norm: &Norm<CudaTensor>) -> Result<CudaTensor> {
+        self.check_owner("layer_norm", "x", x, self.stream_type("layer_norm", "x", x)?)?;
         let norm = self.read_norm("layer_norm", norm, x.width())?;
         self.normalised(x, norm, self.inner.dtype)
     }
@@ -472,7 +473,7 @@ impl Backend for Cuda {
         }
         let x = self.converted("layer_norm", "x", x, DType::F32)?;
         let part = |name: &str, tensor: &CudaTensor| {
-            self.exact("layer_norm", name, tensor, &[x.width()]).map(|exact| exact.pointer())
+            self.exact("layer_norm", name, tensor, &[x.width()]).map(CudaTensor::pointer)
         };
         let weight = part("weight", &norm.weight)?;
         let bias = norm.bias.as_ref().map(|bias| part("bias", bias)).transpose()?;

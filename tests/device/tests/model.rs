@@ -322,35 +322,38 @@ fn every_method_with_an_f32_residual() {
     let single = Cuda::on(&turn.device, DType::F32).unwrap().with_f32_residual(true);
     assert!(!single.has_f32_residual() && cuda.has_f32_residual());
     let before = Cuda::on(&turn.device, DType::F16).unwrap();
-    let model = Vit::new(before.clone(), small.clone(), params).unwrap();
-    let error = model.on(before.with_f32_residual(true)).forward(&pictures(&small, 1, 1), &Reduction::None);
-    let message = error.unwrap_err().to_string();
+    let weight = before.upload(Tensor::zeros(&[8])).unwrap();
+    let norm = foveate::backend::Norm { weight, bias: None, eps: 1e-6 };
+    let x = before.upload(Tensor::zeros(&[1, 4, 8])).unwrap();
+    let message = before.with_f32_residual(true).stream_norm(&x, &norm).unwrap_err().to_string();
     assert!(message.contains("before its residual stream became f32"), "{message}");
     turn.end();
 }
 
-/// What an f32 residual stream is for: on a trained model it takes most of the rounding away.
+/// What an f32 residual stream is for: what twelve blocks add is not rounded each time. The products still are, so the errors
+/// become less by a third, not by a power (docs/precision.md).
 #[test]
 fn an_f32_residual_is_nearer_to_f32() {
     let Some(turn) = Turn::new() else { return };
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/fashion_deit_f16.safetensors");
-    let model = || load_vit(&Checkpoint::open(&root).unwrap(), None, &Overrides::default()).unwrap();
-    let images = pictures(&model().config, 4, 1);
-    let logits = |cuda: &Cuda| {
-        let output = model().build(cuda.clone()).unwrap().forward(&images, &Reduction::None).unwrap();
-        cuda.download(output.logits.as_ref().unwrap()).unwrap()
-    };
-    let truth = logits(&Cuda::on(&turn.device, DType::F32).unwrap());
+    let config = VitConfig { depth: 12, ..config(128, 2, 32, 8) };
+    let params = arch::random_params(&config, 7);
+    let images = pictures(&config, 4, 1);
     for dtype in [DType::F16, DType::Bf16] {
-        let cuda = Cuda::on(&turn.device, dtype).unwrap();
-        let rms = |a: &Tensor| {
-            let squares: f32 = a.data().iter().zip(truth.data()).map(|(a, b)| (a - b).powi(2)).sum();
-            (squares / a.data().len() as f32).sqrt()
+        // Of weights that are rounded already, so that only the way through the blocks differs.
+        let params = params.clone().try_map(&mut |tensor| Ok(stored(dtype, &tensor))).unwrap();
+        let logits = |cuda: Cuda| {
+            let model = Vit::new(cuda.clone(), config.clone(), params.clone()).unwrap();
+            let output = model.forward(&images, &Reduction::None).unwrap();
+            cuda.download(output.logits.as_ref().unwrap()).unwrap()
         };
-        let [rounded, exact] =
-            [false, true].map(|exact| rms(&logits(&cuda.clone().with_f32_residual(exact))));
+        let truth = logits(Cuda::on(&turn.device, DType::F32).unwrap());
+        let [rounded, exact] = [false, true].map(|exact| {
+            let logits = logits(Cuda::on(&turn.device, dtype).unwrap().with_f32_residual(exact));
+            let squares: f32 = logits.data().iter().zip(truth.data()).map(|(a, b)| (a - b).powi(2)).sum();
+            (squares / logits.data().len() as f32).sqrt()
+        });
         println!("{dtype}: {rounded:.2e} from f32; with an f32 residual {exact:.2e}");
-        assert!(exact < rounded, "{dtype}: {exact} is not less than {rounded}");
+        assert!(exact < 0.95 * rounded, "{dtype}: {exact} is hardly less than {rounded}");
     }
     turn.end();
 }

@@ -260,7 +260,7 @@ fn a_plan_made_by_the_safe_launchers_can_be_read_by_the_others() {
     let x = turn.upload::<f32>(&values);
     let [mut safe, mut bare] = [(); 2].map(|()| stream.alloc_zeros::<f32>(BATCH * left * WIDTH).unwrap());
     let [mut safe_sizes, mut bare_sizes] = [(); 2].map(|()| stream.alloc_zeros::<f32>(BATCH * left).unwrap());
-    let input = Merge {
+    let input: Merge<'_, f32> = Merge {
         x: Strided::new(x.as_view(), [BATCH, TOKENS, WIDTH]),
         sizes: None,
         plan: &plan,

@@ -206,7 +206,7 @@ fn a_captured_graph_replays() {
     stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
     let view = Strided::new(scores.as_view(), [batch, heads, tokens]);
     select(device, stream, &view, selection, &mut plan).unwrap();
-    let arguments = Merge {
+    let arguments: Merge<'_, f32> = Merge {
         x: Strided::new(x.as_view(), [batch, tokens, width]),
         sizes: None,
         plan: &plan,
