@@ -10,9 +10,9 @@ use cudarc::{
 use super::{
     DType, activation::ActivationKernels, attention::AttentionKernels, cluster::ClusterKernels,
     convert::ConvertKernels, convolution::ConvolutionKernels, frequency::FrequencyKernels,
-    grid_norm::GridNormKernels, head_norm::HeadNormKernels, patch::PatchKernels,
-    performer::PerformerKernels, predictor::PredictorKernels, reduce::ReduceKernels, score::ScoreKernels,
-    softmax::SoftmaxKernels, tokens::TokenKernels, unfold::UnfoldKernels, windows::WindowKernels,
+    grid_norm::GridNormKernels, head_norm::HeadNormKernels, patch::PatchKernels, performer::PerformerKernels,
+    predictor::PredictorKernels, reduce::ReduceKernels, score::ScoreKernels, softmax::SoftmaxKernels,
+    tokens::TokenKernels, unfold::UnfoldKernels, windows::WindowKernels,
 };
 use crate::{Error, Result};
 
