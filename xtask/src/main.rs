@@ -120,11 +120,14 @@ const TEST: &[Step] = &[
     },
 ];
 
+/// The device tests, with the features that the command has in the step after them: all is built once for both.
+const DEVICE_FEATURES: &str = "emulated,foveate/default,foveate/nvtx";
+
 /// What needs nvcc. The emulated device runs PTX: one architecture of machine code is enough.
 const TEST_KERNELS: &[Step] = &[
     Step {
         what: "the CUDA kernels on the emulated device",
-        args: &["test", "--package", "foveate-device-tests", "--features", "emulated", "--no-fail-fast"],
+        args: &["test", "--package", "foveate-device-tests", "--features", DEVICE_FEATURES, "--no-fail-fast"],
         env: &[("FOVEATE_CUDA_ARCHS", "80")],
     },
     // After the step above, which has built the emulated driver for the command.
@@ -222,7 +225,7 @@ fn counters(write: bool) -> bool {
 
 fn count(nvcc: &Nvcc, write: bool) -> bool {
     let version = nvcc.version.to_string();
-    let mut args = vec!["run", "--quiet", "--package", "foveate-device-tests", "--features", "emulated"];
+    let mut args = vec!["run", "--quiet", "--package", "foveate-device-tests", "--features", DEVICE_FEATURES];
     args.extend(["--bin", "counters", "--", "--nvcc", &version]);
     args.extend(write.then_some("--write"));
     let step =
