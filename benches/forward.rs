@@ -6,8 +6,8 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use foveate::{
     Images, Pixels, Reduction,
+    cpu::Cpu,
     model::{Vit, arch},
-    reference::Reference,
 };
 
 #[cfg(feature = "cuda")]
@@ -32,8 +32,7 @@ fn reduction(spec: &str) -> Reduction {
 
 fn on_the_processor(c: &mut Criterion) {
     let config = arch::config("deit_tiny").expect("a known name");
-    let vit =
-        Vit::new(Reference::new(), config.clone(), arch::random_params(&config, 1)).expect("matching shapes");
+    let vit = Vit::new(Cpu::new(), config.clone(), arch::random_params(&config, 1)).expect("matching shapes");
     for batch in [1, 8] {
         let mut group = c.benchmark_group(format!("forward/deit_tiny/batch{batch}/f32"));
         group.sample_size(10).throughput(Throughput::Elements(batch as u64));

@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
-use super::{Cpu, Plan, Tensor, attention, linear, matching, merge, norm, patch, select, stem};
+use super::{
+    Context, Cpu, Plan, Tensor, attention, linear, matching, merge, norm, patch, readout, select, stem,
+    timing::Kind,
+};
 use crate::{
     Images, Result, TokenPlan,
     backend::{
@@ -14,6 +17,11 @@ use crate::{
 };
 
 impl Cpu {
+    /// Runs an operation, and measures it if somebody wants to know.
+    pub(super) fn timed<R>(&self, kind: Kind, run: impl FnOnce(&Context) -> R) -> R {
+        self.context.timing.of(kind, || run(&self.context))
+    }
+
     /// A host tensor's values in a buffer of this backend.
     pub(super) fn adopt(&self, tensor: &crate::Tensor) -> Result<Tensor> {
         let shape = super::tensor::Shape::new(tensor.shape())?;
@@ -22,13 +30,13 @@ impl Cpu {
 }
 
 /// An affine layer in host memory.
-pub(super) fn host_linear(layer: &Linear<Tensor>) -> Result<Linear<crate::Tensor>> {
+fn host_linear(layer: &Linear<Tensor>) -> Result<Linear<crate::Tensor>> {
     let bias = layer.bias.as_ref().map(|bias| bias.view().to_host()).transpose()?;
     Ok(Linear { weight: layer.weight.view().to_host()?, bias })
 }
 
 /// A norm in host memory.
-pub(super) fn host_norm(norm: &Norm<Tensor>) -> Result<Norm<crate::Tensor>> {
+fn host_norm(norm: &Norm<Tensor>) -> Result<Norm<crate::Tensor>> {
     let bias = norm.bias.as_ref().map(|bias| bias.view().to_host()).transpose()?;
     Ok(Norm { weight: norm.weight.view().to_host()?, bias, eps: norm.eps })
 }
@@ -62,15 +70,15 @@ impl Backend for Cpu {
     }
 
     fn patches(&self, images: &Images, patch: [usize; 2], mean: &[f32], std: &[f32]) -> Result<Tensor> {
-        patch::patches(&self.context, images, patch, mean, std)
+        self.timed(Kind::Patches, |context| patch::patches(context, images, patch, mean, std))
     }
 
     fn unfold_images(&self, images: &Images, window: Window, mean: &[f32], std: &[f32]) -> Result<Tensor> {
-        stem::unfold_images(&self.context, images, window, mean, std)
+        self.timed(Kind::Patches, |context| stem::unfold_images(context, images, window, mean, std))
     }
 
     fn unfold(&self, x: &Tensor, grid: [usize; 2], window: Window) -> Result<Tensor> {
-        stem::unfold(&self.context, x, grid, window)
+        self.timed(Kind::Convolution, |context| stem::unfold(context, x, grid, window))
     }
 
     fn convolve(
@@ -81,19 +89,19 @@ impl Backend for Cpu {
         layer: &Linear<Tensor>,
         activation: Option<Activation>,
     ) -> Result<Tensor> {
-        stem::convolve(&self.context, x, grid, window, layer, activation)
+        self.timed(Kind::Convolution, |context| stem::convolve(context, x, grid, window, layer, activation))
     }
 
     fn embed(&self, patches: &Tensor, prefix: Option<&Tensor>, position: Option<&Tensor>) -> Result<Tensor> {
-        patch::embed(&self.context, patches, prefix, position)
+        self.timed(Kind::Patches, |context| patch::embed(context, patches, prefix, position))
     }
 
     fn layer_norm(&self, x: &Tensor, norm: &Norm<Tensor>) -> Result<Tensor> {
-        norm::layer_norm(&self.context, x, norm)
+        self.timed(Kind::Norm, |context| norm::layer_norm(context, x, norm))
     }
 
     fn head_norm(&self, packed: Tensor, part: usize, heads: usize, norm: &Norm<Tensor>) -> Result<Tensor> {
-        norm::head_norm(&self.context, packed, part, heads, norm)
+        self.timed(Kind::Norm, |context| norm::head_norm(context, packed, part, heads, norm))
     }
 
     fn linear(
@@ -102,15 +110,15 @@ impl Backend for Cpu {
         layer: LinearRows<'_, Tensor>,
         epilogue: Epilogue<Tensor>,
     ) -> Result<Tensor> {
-        linear::linear(&self.context, x, &layer, epilogue)
+        self.timed(Kind::Linear, |context| linear::linear(context, x, &layer, epilogue))
     }
 
     fn attention(&self, qkv: &Heads<'_, Tensor>, scores: ScoreRequest) -> Result<(Tensor, Scores<Tensor>)> {
-        attention::attention(&self.context, qkv, scores)
+        self.timed(Kind::Attention, |context| attention::attention(context, qkv, scores))
     }
 
     fn attention_scores(&self, qk: &Heads<'_, Tensor>, scores: ScoreRequest) -> Result<Scores<Tensor>> {
-        attention::attention_scores(&self.context, qk, scores)
+        self.timed(Kind::Attention, |context| attention::attention_scores(context, qk, scores))
     }
 
     fn attention_reduced(
@@ -121,7 +129,8 @@ impl Backend for Cpu {
         pooling: Pooling,
     ) -> Result<Tensor> {
         if pooling == Pooling::Weighted {
-            return attention::attention_grouped(&self.context, qk, values, plan);
+            return self
+                .timed(Kind::Attention, |context| attention::attention_grouped(context, qk, values, plan));
         }
         let (packed, sizes) = (qk.packed.view(), qk.sizes.map(Tensor::view));
         let Heads { heads, head_dim, scale, .. } = *qk;
@@ -133,7 +142,7 @@ impl Backend for Cpu {
     }
 
     fn matching(&self, matching: &Matching<'_, Tensor>) -> Result<Plan> {
-        matching::matching(&self.context, matching)
+        self.timed(Kind::Matching, |context| matching::matching(context, matching))
     }
 
     fn keep_scores(&self, x: &Tensor, predictor: &Predictor<Tensor>, special: usize) -> Result<Tensor> {
@@ -145,7 +154,7 @@ impl Backend for Cpu {
             last: host_linear(&predictor.last)?,
         };
         let x = x.view().to_host()?;
-        self.adopt(&self.plain()?.keep_scores(&x, &predictor, special)?)
+        self.timed(Kind::Rest, |_| self.adopt(&self.plain()?.keep_scores(&x, &predictor, special)?))
     }
 
     fn keep_in_place(&self, keep: &KeepInPlace<'_, Tensor>) -> Result<Plan> {
@@ -160,7 +169,7 @@ impl Backend for Cpu {
     fn token_scores(&self, x: &Tensor, selector: &Linear<Tensor>, noise: Option<&Tensor>) -> Result<Tensor> {
         let noise = noise.map(|noise| noise.view().to_host()).transpose()?;
         let (x, selector) = (x.view().to_host()?, host_linear(selector)?);
-        self.adopt(&self.plain()?.token_scores(&x, &selector, noise.as_ref())?)
+        self.timed(Kind::Rest, |_| self.adopt(&self.plain()?.token_scores(&x, &selector, noise.as_ref())?))
     }
 
     fn cluster(&self, cluster: &Cluster<'_, Tensor>) -> Result<Plan> {
@@ -172,7 +181,9 @@ impl Backend for Cpu {
     }
 
     fn pool_windows(&self, x: &Tensor, special: usize, grid: [usize; 2], scale: usize) -> Result<Tensor> {
-        self.adopt(&self.plain()?.pool_windows(&x.view().to_host()?, special, grid, scale)?)
+        self.timed(Kind::Rest, |_| {
+            self.adopt(&self.plain()?.pool_windows(&x.view().to_host()?, special, grid, scale)?)
+        })
     }
 
     fn add_windows(
@@ -184,11 +195,11 @@ impl Backend for Cpu {
         scale: usize,
     ) -> Result<Tensor> {
         let (x, pooled) = (x.view().to_host()?, pooled.view().to_host()?);
-        self.adopt(&self.plain()?.add_windows(x, &pooled, special, grid, scale)?)
+        self.timed(Kind::Rest, |_| self.adopt(&self.plain()?.add_windows(x, &pooled, special, grid, scale)?))
     }
 
     fn select(&self, select: &Select<'_, Tensor>) -> Result<Plan> {
-        select::select(&self.context, select)
+        self.timed(Kind::Select, |context| select::select(context, select))
     }
 
     fn merge(
@@ -199,20 +210,20 @@ impl Backend for Cpu {
         pooling: Pooling,
         norm: Option<&Norm<Tensor>>,
     ) -> Result<Merged<Tensor>> {
-        merge::merge(&self.context, x, sizes, plan, pooling, norm)
+        self.timed(Kind::Merge, |context| merge::merge(context, x, sizes, plan, pooling, norm))
     }
 
     fn unmerge(&self, x: &Tensor, plan: &Plan) -> Result<Tensor> {
         let x = x.view();
-        self.adopt(&self.plain()?.run(|| reference::merge::unmerge(&x, plan))?)
+        self.timed(Kind::Rest, |_| self.adopt(&self.plain()?.run(|| reference::merge::unmerge(&x, plan))?))
     }
 
     fn tokens(&self, x: &Tensor, range: Range<usize>) -> Result<Tensor> {
-        patch::tokens(&self.context, x, range)
+        self.timed(Kind::Readout, |context| patch::tokens(context, x, range))
     }
 
     fn mean_tokens(&self, x: &Tensor, sizes: Option<&Tensor>, first: usize) -> Result<Tensor> {
-        patch::mean_tokens(&self.context, x, sizes, first)
+        self.timed(Kind::Readout, |context| patch::mean_tokens(context, x, sizes, first))
     }
 
     fn columns(&self, x: &Tensor, range: Range<usize>) -> Result<Tensor> {
@@ -224,19 +235,18 @@ impl Backend for Cpu {
     }
 
     fn max_tokens(&self, x: &Tensor, sizes: Option<&Tensor>, first: usize) -> Result<Tensor> {
-        patch::max_tokens(&self.context, x, sizes, first)
+        self.timed(Kind::Readout, |context| patch::max_tokens(context, x, sizes, first))
     }
 
     fn concat(&self, left: &Tensor, right: &Tensor) -> Result<Tensor> {
-        self.adopt(&self.plain()?.concat(&left.view().to_host()?, &right.view().to_host()?)?)
+        self.timed(Kind::Readout, |context| readout::concat(context, left, right))
     }
 
     fn average(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-        self.adopt(&self.plain()?.average(&a.view().to_host()?, &b.view().to_host()?)?)
+        self.timed(Kind::Readout, |context| readout::average(context, a, b))
     }
 
     fn hidden_sizes(&self, sizes: Option<&Tensor>, shape: [usize; 2], hidden: usize) -> Result<Tensor> {
-        let sizes = sizes.map(|sizes| sizes.view().to_host()).transpose()?;
-        self.adopt(&self.plain()?.hidden_sizes(sizes.as_ref(), shape, hidden)?)
+        self.timed(Kind::Readout, |context| readout::hidden_sizes(context, sizes, shape, hidden))
     }
 }

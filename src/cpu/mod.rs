@@ -24,11 +24,13 @@ mod pack;
 mod patch;
 mod plan;
 mod pool;
+mod readout;
 mod select;
 mod simd;
 mod stem;
 mod tensor;
 mod threads;
+mod timing;
 
 use std::sync::{Arc, OnceLock};
 
@@ -36,7 +38,7 @@ pub use plan::Plan;
 pub use simd::Instructions;
 pub use tensor::Tensor;
 
-use self::{pool::Pool, simd::Kernels, threads::Threads};
+use self::{pool::Pool, simd::Kernels, threads::Threads, timing::Timing};
 use crate::{Error, Result, reference::Reference};
 
 /// The processor as a backend: its threads, and the memory that forward passes use again and again. Clones share both.
@@ -60,6 +62,7 @@ struct Context {
     threads: Threads,
     pool: Pool,
     kernels: Kernels,
+    timing: Timing,
     /// Runs what is rare; its threads are started when it is first needed.
     plain: OnceLock<Reference>,
 }
@@ -91,6 +94,7 @@ impl Cpu {
             threads: Threads::new(threads)?,
             pool: Pool::default(),
             kernels,
+            timing: Timing::default(),
             plain: OnceLock::new(),
         };
         Ok(Self { context: Arc::new(context) })
@@ -114,6 +118,16 @@ impl Cpu {
     /// Gives the memory that is kept for the next forward pass back to the system.
     pub fn release_memory(&self) {
         self.context.pool.clear();
+    }
+
+    /// Begins to measure how long operations take, by kind.
+    pub fn start_timing(&self) {
+        self.context.timing.start();
+    }
+
+    /// How long the operations of each kind have taken since [`Cpu::start_timing`], on the thread that asked for them.
+    pub fn stop_timing(&self) -> Vec<(&'static str, std::time::Duration)> {
+        self.context.timing.stop()
     }
 
     /// The plain backend for operations that have no fast form.

@@ -23,9 +23,12 @@ pub(super) fn panel_values(depth: usize, columns: usize) -> usize {
     columns.div_ceil(PANEL) * depth * PANEL
 }
 
-/// The weight of an affine layer (outputs, inputs), packed: its outputs are the columns.
+/// A weight, packed: that of an affine layer (outputs, inputs) or one that is a right factor as it stands (inputs, outputs). Its
+/// outputs are the columns.
 pub(super) struct Packed {
     lines: Vec<Line>,
+    /// It was (outputs, inputs).
+    transposed: bool,
     inputs: usize,
     outputs: usize,
 }
@@ -43,16 +46,32 @@ impl Packed {
             let to = unsafe { panels.part(panel * inputs * PANEL, inputs * PANEL) };
             kernels.run(PackTransposed { from: rows, stride: inputs, depth: inputs, to });
         });
-        Self { lines, inputs, outputs }
+        Self { lines, transposed: true, inputs, outputs }
+    }
+
+    /// Packs a right factor (inputs, outputs).
+    pub(super) fn of_columns(weight: &[f32], outputs: usize) -> Self {
+        let inputs = weight.len().checked_div(outputs).unwrap_or(0);
+        let mut lines = lines(panel_values(inputs, outputs));
+        let panels: &mut [f32] = bytemuck::cast_slice_mut(&mut lines);
+        for (panel, to) in panels.chunks_exact_mut((inputs * PANEL).max(1)).enumerate() {
+            let width = PANEL.min(outputs - panel * PANEL);
+            PackRows { from: &weight[panel * PANEL..], stride: outputs, width, to }.run();
+        }
+        Self { lines, transposed: false, inputs, outputs }
     }
 
     pub(super) fn panels(&self) -> Panels<'_> {
         Panels { data: bytemuck::cast_slice(&self.lines), depth: self.inputs, columns: self.outputs }
     }
 
-    /// The weight as it came, (outputs, inputs).
+    /// The weight as it came.
     pub(super) fn unpacked(&self) -> Vec<f32> {
         let panels = self.panels();
+        if !self.transposed {
+            let at = |i: usize, j: usize| panels.data[(j / PANEL * self.inputs + i) * PANEL + j % PANEL];
+            return (0..self.inputs).flat_map(|i| (0..self.outputs).map(move |j| at(i, j))).collect();
+        }
         let mut weight = Vec::with_capacity(self.outputs * self.inputs);
         for output in 0..self.outputs {
             let column = output / PANEL * self.inputs * PANEL + output % PANEL;
@@ -171,6 +190,7 @@ mod tests {
                 let weight: Vec<f32> = (0..outputs * inputs).map(|i| i as f32).collect();
                 let packed = Packed::new(&weight, inputs, kernels, &threads);
                 assert_eq!(packed.unpacked(), weight, "{outputs} x {inputs}");
+                assert_eq!(Packed::of_columns(&weight, inputs).unpacked(), weight, "{outputs} x {inputs}");
             }
         }
     }

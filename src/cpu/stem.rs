@@ -14,15 +14,15 @@ use crate::{
 };
 
 /// A window's places over a grid.
-struct Places {
+pub(super) struct Places {
     window: Window,
     grid: [usize; 2],
     /// Rows and columns of places.
-    over: [usize; 2],
+    pub(super) over: [usize; 2],
 }
 
 impl Places {
-    fn new(op: &'static str, window: Window, grid: [usize; 2]) -> Result<Self> {
+    pub(super) fn new(op: &'static str, window: Window, grid: [usize; 2]) -> Result<Self> {
         let Window { kernel, stride, padding } = window;
         let over = window.over(grid).ok_or_else(|| {
             Error::argument(
@@ -38,7 +38,7 @@ impl Places {
         Ok(Self { window, grid, over })
     }
 
-    fn count(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         self.over[0] * self.over[1]
     }
 
@@ -48,8 +48,14 @@ impl Places {
         at.filter(|&at| at < self.grid[axis])
     }
 
+    /// The position that tap `tap` sees at a place, unless it lies beyond the border.
+    pub(super) fn position(&self, row: usize, column: usize, tap: usize) -> Option<usize> {
+        let k = self.window.kernel;
+        Some(self.seen(0, row, tap / k)? * self.grid[1] + self.seen(1, column, tap % k)?)
+    }
+
     /// What the window sees of a feature map (H·W, C) at place `place`.
-    fn look(&self, image: &[f32], place: usize, out: &mut [f32]) {
+    pub(super) fn look(&self, image: &[f32], place: usize, out: &mut [f32]) {
         let (k, columns) = (self.window.kernel, self.over[1]);
         let channels = out.len() / self.window.taps();
         for (tap, out) in out.chunks_exact_mut(channels).enumerate() {

@@ -104,6 +104,22 @@ impl<B: Backend> Vit<B> {
         self.forward_observed(images, method, &mut ())
     }
 
+    /// Runs a batch in place of an earlier one, whose results it drops first: their memory is used again. On
+    /// [`Cpu`](crate::cpu::Cpu) nothing is allocated then.
+    ///
+    /// # Errors
+    /// As [`Vit::forward`].
+    pub fn forward_again(
+        &self,
+        images: &Images,
+        method: &impl Method,
+        earlier: Output<B>,
+    ) -> Result<Output<B>> {
+        let lists = earlier.into_lists();
+        self.check_images(images, method)?;
+        self.run(self.input_rows(images)?, method, &mut (), lists)
+    }
+
     /// Runs a batch with someone looking on.
     ///
     /// # Errors
@@ -114,17 +130,22 @@ impl<B: Backend> Vit<B> {
         method: &impl Method,
         observer: &mut impl Observer<B>,
     ) -> Result<Output<B>> {
+        self.check_images(images, method)?;
+        let rows = self.input_rows(images)?;
+        self.forward_patches(rows, method, observer)
+    }
+
+    fn check_images(&self, images: &Images, method: &impl Method) -> Result<()> {
         method.check(&self.host())?;
         let [_, channels, height, width] = images.shape();
         let c = &self.config;
-        if channels != c.channels || [height, width] != c.image {
-            return Err(Error::model(format!(
-                "the images are {height}x{width} with {channels} channels, the model takes {}x{} with {}",
-                c.image[0], c.image[1], c.channels
-            )));
+        if channels == c.channels && [height, width] == c.image {
+            return Ok(());
         }
-        let rows = self.input_rows(images)?;
-        self.forward_patches(rows, method, observer)
+        Err(Error::model(format!(
+            "the images are {height}x{width} with {channels} channels, the model takes {}x{} with {}",
+            c.image[0], c.image[1], c.channels
+        )))
     }
 
     /// Runs from rows of normalised pixels on, (B, patches, channels · patch height · patch width), or as the stem's first window
@@ -135,12 +156,21 @@ impl<B: Backend> Vit<B> {
         method: &impl Method,
         observer: &mut impl Observer<B>,
     ) -> Result<Output<B>> {
+        self.run(rows, method, observer, (Vec::new(), Vec::new()))
+    }
+
+    fn run(
+        &self,
+        rows: B::Tensor,
+        method: &impl Method,
+        observer: &mut impl Observer<B>,
+        (mut token_counts, mut plans): Lists<B>,
+    ) -> Result<Output<B>> {
         let host = self.host();
         method.check(&host)?;
         let mut stream = self.embed(rows, observer)?;
         observer.embedded(&stream.tokens);
-        let mut token_counts = vec![stream.count];
-        let mut plans = Vec::new();
+        token_counts.push(stream.count);
         for (layer, block) in self.params.blocks.iter().enumerate() {
             let step = method.step(layer, stream.count, &host);
             let pass = BlockPass { model: self, method, block, layer, step };
@@ -250,7 +280,18 @@ impl<B: Backend> Vit<B> {
     }
 }
 
+/// Token counts and plans of an output.
+type Lists<B> = (Vec<usize>, Vec<(usize, <B as Backend>::Plan)>);
+
 impl<B: Backend> Output<B> {
+    /// The lists, emptied; everything else is dropped.
+    fn into_lists(self) -> Lists<B> {
+        let Self { mut token_counts, mut plans, .. } = self;
+        token_counts.clear();
+        plans.clear();
+        (token_counts, plans)
+    }
+
     /// Where each token of the input ended up.
     ///
     /// # Errors

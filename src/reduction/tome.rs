@@ -29,16 +29,21 @@ pub enum Schedule {
 impl Schedule {
     /// The number for each of `depth` blocks, before it is clamped to what is there.
     pub fn per_block(&self, depth: usize) -> Vec<usize> {
+        (0..depth).map(|block| self.in_block(block, depth)).collect()
+    }
+
+    /// The number for block `block` of `depth`.
+    fn in_block(&self, block: usize, depth: usize) -> usize {
         match self {
-            Self::List(list) => list.iter().copied().chain(std::iter::repeat(0)).take(depth).collect(),
+            Self::List(list) => list.get(block).copied().unwrap_or(0),
             // One block has no slope: it removes the average.
-            Self::Inflected { r, .. } if depth <= 1 => vec![*r; depth],
+            Self::Inflected { r, .. } if depth <= 1 => *r,
             &Self::Inflected { r, inflection } => {
                 let r = r as f64;
                 let low = (r * (1.0 - inflection)).trunc();
                 let high = 2.0 * r - low;
                 let step = (high - low) / (depth - 1) as f64;
-                (0..depth).map(|l| (low + step * l as f64).trunc().max(0.0) as usize).collect()
+                (low + step * block as f64).trunc().max(0.0) as usize
             }
         }
     }
@@ -132,7 +137,7 @@ impl Method for Tome {
     }
 
     fn step(&self, layer: usize, tokens: usize, host: &Host) -> Option<Step> {
-        let r = self.schedule.per_block(host.depth).get(layer).copied()?;
+        let r = (layer < host.depth).then(|| self.schedule.in_block(layer, host.depth))?;
         let merges = r.min(tokens.saturating_sub(host.special) / 2);
         let (a, b) = (tokens.div_ceil(2) as u64, (tokens / 2) as u64);
         (merges > 0).then(|| Step {

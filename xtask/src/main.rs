@@ -1,6 +1,7 @@
 //! Chores of the workspace: `cargo xtask <task>`.
 
 mod candle;
+mod compare_cpu;
 mod emulate;
 mod gpu_report;
 mod resources;
@@ -31,6 +32,7 @@ cargo xtask <task>
              its kernels first: cargo xtask emulate -- foveate demo --device cuda
   gpu-report on a machine with an NVIDIA card: device tests, benches, Nsight Compute's counters, PyTorch beside them, written
              to benches/results/<card>.md; --help tells more
+  compare-cpu the processor's backend in turn with OpenVINO, ONNX Runtime and PyTorch on the same weights; --help tells more
   candle     foveate-candle's operations on candle's CUDA device, on the emulated CUDA driver
   toolchain  an nvcc: NVCC, CUDA_HOME or CUDA_PATH, PATH, else fetched into the target folder; prints NVCC=... and
              CUDA_HOME=... for scripts: export $(cargo xtask toolchain)
@@ -277,6 +279,10 @@ fn main() -> ExitCode {
             })
         }
         "gpu-report" => gpu_report::run(env::args_os().skip(2)).unwrap_or_else(|error| {
+            eprintln!("xtask: {error}");
+            false
+        }),
+        "compare-cpu" => compare_cpu::run(env::args_os().skip(2)).map(|()| true).unwrap_or_else(|error| {
             eprintln!("xtask: {error}");
             false
         }),
