@@ -282,10 +282,13 @@ fn main() -> ExitCode {
             eprintln!("xtask: {error}");
             false
         }),
-        "compare-cpu" => compare_cpu::run(env::args_os().skip(2)).map(|()| true).unwrap_or_else(|error| {
-            eprintln!("xtask: {error}");
-            false
-        }),
+        "compare-cpu" => match compare_cpu::run(env::args_os().skip(2)) {
+            Ok(()) => true,
+            Err(error) => {
+                eprintln!("xtask: {error}");
+                false
+            }
+        },
         "candle" => candle::candle().unwrap_or_else(|error| {
             eprintln!("xtask: {error}");
             false

@@ -1,6 +1,6 @@
 //! Vector registers: one interface, an implementation per instruction set, and the dispatch between them.
 //!
-//! A kernel is written once over [`Simd`] and compiled for each instruction set: [`Instructions::run`] enters the function
+//! A kernel is written once over [`Simd`] and compiled for each instruction set: [`Kernels::run`] enters the function
 //! that carries the compiler's target features, into which everything marked `inline(always)` is inlined.
 
 #[cfg(target_arch = "x86_64")]
