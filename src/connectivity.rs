@@ -9,8 +9,8 @@
 //! | operation | reference | CUDA |
 //! | --- | --- | --- |
 //! | drop and grow of single weights | [`reference::connectivity::drop_and_grow`] | `cuda::connectivity::drop_and_grow` |
-//! | scores of neurons and their update | [`reference::connectivity::neuron_scores`], [`update_neurons`](reference::connectivity::update_neurons) | `cuda::structured` |
-//! | scores of heads and their update | [`reference::connectivity::head_scores`], [`update_heads`](reference::connectivity::update_heads) | `cuda::structured` |
+//! | scores of neurons and their update | [`reference::connectivity::neuron_scores`], [`update_neurons`](reference::connectivity::update_neurons) | `cuda::structured::neuron_scores`, `update_neurons` |
+//! | scores of heads and their update | [`reference::connectivity::head_scores`], [`update_heads`](reference::connectivity::update_heads) | `cuda::structured::head_sums`, `update_heads` |
 //!
 //! One rule for what has no order: a NaN weight or gradient counts as zero, infinities are the largest magnitude, and of equal
 //! values the one with the lower index is kept or grown first.

@@ -7,6 +7,7 @@
 mod activation;
 mod attention;
 mod cluster;
+mod connectivity;
 mod convolution;
 mod frequency;
 mod grid_norm;
@@ -94,6 +95,7 @@ pub const OPERATIONS: &[(&str, &[Operation])] = &[
     ("activation", activation::OPERATIONS),
     ("attention", attention::OPERATIONS),
     ("cluster", cluster::OPERATIONS),
+    ("connectivity", connectivity::OPERATIONS),
     ("convolution", convolution::OPERATIONS),
     ("frequency", frequency::OPERATIONS),
     ("grid_norm", grid_norm::OPERATIONS),

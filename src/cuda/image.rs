@@ -9,10 +9,11 @@ use cudarc::{
 
 use super::{
     DType, activation::ActivationKernels, attention::AttentionKernels, cluster::ClusterKernels,
-    convert::ConvertKernels, convolution::ConvolutionKernels, frequency::FrequencyKernels,
-    grid_norm::GridNormKernels, head_norm::HeadNormKernels, patch::PatchKernels, performer::PerformerKernels,
-    predictor::PredictorKernels, reduce::ReduceKernels, score::ScoreKernels, softmax::SoftmaxKernels,
-    tokens::TokenKernels, unfold::UnfoldKernels, windows::WindowKernels,
+    connectivity::ConnectivityKernels, convert::ConvertKernels, convolution::ConvolutionKernels,
+    frequency::FrequencyKernels, grid_norm::GridNormKernels, head_norm::HeadNormKernels, patch::PatchKernels,
+    performer::PerformerKernels, predictor::PredictorKernels, reduce::ReduceKernels, score::ScoreKernels,
+    softmax::SoftmaxKernels, structured::StructuredKernels, tokens::TokenKernels, unfold::UnfoldKernels,
+    windows::WindowKernels,
 };
 use crate::{Error, Result};
 
@@ -228,6 +229,7 @@ pub(super) struct Kernels {
     pub(super) activation: ActivationKernels,
     pub(super) cluster: ClusterKernels,
     pub(super) windows: WindowKernels,
+    pub(super) connectivity: ConnectivityKernels,
     pub(super) convolution: ConvolutionKernels,
     pub(super) frequency: FrequencyKernels,
     pub(super) grid_norm: GridNormKernels,
@@ -238,6 +240,7 @@ pub(super) struct Kernels {
     pub(super) reduce: ReduceKernels,
     pub(super) score: ScoreKernels,
     pub(super) softmax: SoftmaxKernels,
+    pub(super) structured: StructuredKernels,
     pub(super) tokens: TokenKernels,
     pub(super) unfold: UnfoldKernels,
     pub(super) compose: Kernel,
@@ -281,6 +284,7 @@ impl Kernels {
             activation: ActivationKernels::load(&module("activation")?)?,
             cluster: ClusterKernels::load(&module("cluster")?)?,
             windows: WindowKernels::load(&module("windows")?)?,
+            connectivity: ConnectivityKernels::load(&module("connectivity")?)?,
             convolution: ConvolutionKernels::load(&module("convolution")?)?,
             frequency: FrequencyKernels::load(&module("frequency")?)?,
             grid_norm: GridNormKernels::load(&module("grid_norm")?)?,
@@ -291,6 +295,7 @@ impl Kernels {
             reduce: ReduceKernels::load(&module("reduce")?)?,
             score: ScoreKernels::load(&module("score")?)?,
             softmax: SoftmaxKernels::load(&module("softmax")?)?,
+            structured: StructuredKernels::load(&module("structured")?)?,
             tokens: TokenKernels::load(&module("tokens")?)?,
             unfold: UnfoldKernels::load(&module("unfold")?)?,
             convert: ConvertKernels::load(&module("convert")?)?,

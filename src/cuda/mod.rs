@@ -13,6 +13,7 @@
 //! | [`cluster`] | kernels/cluster.cu | [`Backend::cluster`] |
 //! | [`windows`] | kernels/windows.cu | [`Backend::pool_windows`], [`Backend::add_windows`] |
 //! | [`activation`] | kernels/activation.cu | [`Activation`](crate::model::Activation) |
+//! | [`connectivity`] | kernels/connectivity.cu | [`reference::connectivity`](crate::reference::connectivity) |
 //! | [`convolution`] | kernels/convolution.cu | [`GridBackend::convolution`], [`GridBackend::depthwise`] |
 //! | [`frequency`] | kernels/frequency.cu | [`GridBackend::frequency`] |
 //! | [`grid_norm`] | `kernels/grid_norm.cu` | [`GridBackend::grid_norm`] |
@@ -27,6 +28,7 @@
 //! | [`score`] | kernels/score.cu | [`Backend::token_scores`] |
 //! | [`select`] | kernels/select.cu | [`Backend::select`], [`Backend::keep_in_place`] |
 //! | [`softmax`] | kernels/softmax.cu | the softmax of attention scores, as rows in memory |
+//! | [`structured`] | kernels/structured.cu | scores and updates of [`reference::connectivity`](crate::reference::connectivity) |
 //! | [`tokens`] | kernels/tokens.cu | [`Backend::tokens`], [`Backend::mean_tokens`], [`Backend::max_tokens`] |
 //! | [`unfold`] | kernels/unfold.cu | [`Backend::unfold_images`], [`Backend::unfold`] |
 //!
@@ -87,6 +89,7 @@ mod backend;
 mod blas;
 mod borrow;
 pub mod cluster;
+pub mod connectivity;
 pub mod convert;
 pub mod convolution;
 mod device;
@@ -113,6 +116,7 @@ pub mod score;
 pub mod select;
 pub mod softmax;
 mod strided;
+pub mod structured;
 pub mod tokens;
 pub mod unfold;
 pub mod windows;

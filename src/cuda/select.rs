@@ -302,6 +302,7 @@ pub(super) fn permit_shared_memory(kernels: &Kernels, device: &str, limit: i32) 
         .chain(tiles)
         .chain(kernels.predictor.dynamic())
         .chain(kernels.cluster.dynamic())
+        .chain(kernels.connectivity.dynamic())
         .try_for_each(|(kernel, bytes)| permit(kernel, bytes, device, limit))
 }
 

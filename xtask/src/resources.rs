@@ -34,6 +34,8 @@ const RESERVED_SHARED: u32 = 1024;
 const DYNAMIC_SHARED: &[(&str, u32)] = &[
     ("fv_select_sort", 6 * 16_384),
     ("fv_plan_compose", 4 * 16_384),
+    ("fv_drop_high", 4 * 16_384),
+    ("fv_grow_high", 4 * 16_384),
     ("fv_attention_resident_f16_13", 79_872),
     ("fv_attention_resident_bf16_13", 79_872),
     ("fv_attention_resident_f16_17", 88_064),
