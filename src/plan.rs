@@ -263,7 +263,8 @@ impl SourceMap {
         Self { batch, tokens_in: tokens, tokens_out: tokens, group }
     }
 
-    /// Follows one more plan.
+    /// Follows one more plan. A token that a plan multiplies by zero (SViTE's mask) keeps its place but stands for nothing any more:
+    /// it is a dropped one.
     ///
     /// # Errors
     /// When the plan does not take as many images and tokens as the map has reached.
@@ -281,7 +282,14 @@ impl SourceMap {
             ));
         }
         for image in 0..self.batch {
-            let next = plan.group_of(image);
+            let mut next = plan.group_of(image);
+            for token in 0..plan.tokens_out() {
+                if let (&[member], &[weight]) = plan.group(image, token)
+                    && weight == 0.0
+                {
+                    next[member as usize] = -1;
+                }
+            }
             for group in &mut self.group[image * self.tokens_in..(image + 1) * self.tokens_in] {
                 if let Ok(at) = usize::try_from(*group) {
                     *group = next[at];

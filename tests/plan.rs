@@ -108,6 +108,16 @@ proptest! {
     }
 }
 
+/// SViTE's mask: the token keeps its place, but no final token stands for its patch.
+#[test]
+fn a_token_times_zero_is_dropped() {
+    let plan = TokenPlan::from_groups(3, &[vec![vec![(0, 1.0)], vec![(1, 0.0)], vec![(2, 1.0)]]]).unwrap();
+    let mut map = SourceMap::identity(1, 3);
+    map.apply(&plan).unwrap();
+    map.apply(&plan).unwrap();
+    assert_eq!((map.groups(0), map.tokens_out()), (&[0, -1, 2][..], 3));
+}
+
 #[test]
 fn impossible_plans_are_refused_by_name() {
     let refused =

@@ -30,7 +30,8 @@ Examples:
   foveate overlay photos/ --weights m.safetensors --reduce mctf:r=16 -o merged/
 
 Each row shows the model's input and, for each reduction, the tokens that are left at the end: patches of one token \
-have its mean colour and one outline, dropped patches are dark and hatched. With a file name after -o all rows go into \
+have its mean colour and one outline, bright around merged ones, a darker tone around single ones, dashed around clusters \
+(BAT); dropped and masked patches are dark and hatched. With a file name after -o all rows go into \
 one picture, with a folder (one that exists, or a name that ends in /) each row into its own.";
 
 /// The sheet's colours.
