@@ -17,6 +17,7 @@ mod matching;
 mod merge;
 mod norm;
 mod patch;
+mod performer;
 mod plan;
 mod predictor;
 mod reduce;
@@ -25,6 +26,7 @@ mod select;
 mod softmax;
 pub mod timing;
 mod tokens;
+mod unfold;
 mod windows;
 
 use std::{fmt, sync::Arc};
@@ -105,6 +107,7 @@ pub const OPERATIONS: &[(&str, &[Operation])] = &[
     ("merge", merge::OPERATIONS),
     ("norm", norm::OPERATIONS),
     ("patch", patch::OPERATIONS),
+    ("performer", performer::OPERATIONS),
     ("plan", plan::OPERATIONS),
     ("predictor", predictor::OPERATIONS),
     ("reduce", reduce::OPERATIONS),
@@ -112,6 +115,7 @@ pub const OPERATIONS: &[(&str, &[Operation])] = &[
     ("select", select::OPERATIONS),
     ("softmax", softmax::OPERATIONS),
     ("tokens", tokens::OPERATIONS),
+    ("unfold", unfold::OPERATIONS),
     ("windows", windows::OPERATIONS),
 ];
 

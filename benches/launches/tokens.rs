@@ -1,22 +1,25 @@
-//! Some tokens of each image, and the mean of them.
+//! Some tokens of each image, the mean of them and their largest values.
 
 use foveate::{
     Result,
     cuda::{
         Element, Strided,
-        tokens::{mean_tokens, tokens},
+        tokens::{max_tokens, mean_tokens, tokens},
     },
 };
 
 use super::{ALL_TYPES, Launch, Operation, Place, Shape, Value, Work, by_type};
 
 pub(super) const OPERATIONS: &[Operation] = &[
-    Operation::new("mean_tokens", ALL_TYPES, |place, dtype, shape| by_type!(dtype, mean(place, shape))),
+    Operation::new("mean_tokens", ALL_TYPES, |place, dtype, shape| {
+        by_type!(dtype, mean(place, shape, false))
+    }),
+    Operation::new("max_tokens", ALL_TYPES, |place, dtype, shape| by_type!(dtype, mean(place, shape, true))),
     Operation::new("tokens", ALL_TYPES, |place, dtype, shape| by_type!(dtype, copy(place, shape))),
 ];
 
 /// All but the class token, by size.
-fn mean<T: Value>(place: &Place, shape: Shape) -> Result<Launch> {
+fn mean<T: Value>(place: &Place, shape: Shape, largest: bool) -> Result<Launch> {
     let Place { device, stream } = place.clone();
     let Shape { batch, tokens, width, .. } = shape;
     let x = place.values::<T>(batch * tokens * width, 1)?;
@@ -27,7 +30,8 @@ fn mean<T: Value>(place: &Place, shape: Shape) -> Result<Launch> {
     Ok(Launch::new(Work { bytes, ..Work::default() }, move || {
         let x = Strided::new(x.as_view(), [batch, tokens, width]);
         let mut out = Strided::new(out.as_view_mut(), [batch, 1, width]);
-        mean_tokens(&device, &stream, &x, Some(&sizes.as_view()), 1, &mut out)
+        let reduce = if largest { max_tokens } else { mean_tokens };
+        reduce(&device, &stream, &x, Some(&sizes.as_view()), 1, &mut out)
     }))
 }
 

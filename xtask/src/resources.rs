@@ -96,6 +96,11 @@ const REASONS: &[(&str, &str)] = &[
          ones (22 to 50 KiB) leave room for two to four blocks",
     ),
     (
+        "fv_performer",
+        "64 tokens' values, the features' weights and 64 tokens' features in 35 KiB of shared memory: four blocks on sm_80, two on \
+         sm_120; fewer tokens a block would read the weights and the sums more often",
+    ),
+    (
         "fv_windows_pool",
         "a thread has several patches of a window on their way at once, which is what keeps memory busy; 64 registers spill on sm_120",
     ),

@@ -1,0 +1,7 @@
+//! Attention by random features, on a GPU.
+
+mod gpu;
+
+fn main() {
+    gpu::run("performer");
+}

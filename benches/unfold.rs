@@ -1,0 +1,7 @@
+//! Windows over images and feature maps, on a GPU.
+
+mod gpu;
+
+fn main() {
+    gpu::run("unfold");
+}
