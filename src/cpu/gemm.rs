@@ -8,6 +8,7 @@ use std::ops::Range;
 use super::{
     Context,
     pack::{PANEL, Panels, Shared},
+    pool::LINE,
     simd::{Kernel, Kernels, Simd, math},
     threads::Threads,
 };
@@ -34,8 +35,11 @@ pub(super) struct Finish<'a> {
     pub(super) scales: Option<&'a [f32]>,
 }
 
-/// Row blocks that pass over a panel before the next panel is fetched: their rows stay in the second-level cache.
-const GROUP: usize = 6;
+/// Row blocks that pass over a panel before the next panel is fetched: their rows stay in the second-level cache. Of 3, 6, 12
+/// and all, 3 was the fastest at 1,576 rows (by 5 %) and as fast as any at 197.
+const GROUP: usize = 3;
+/// How many rows of a panel ahead the next ones are asked for: 4, 8 and 16 are alike, without it 5 % are lost.
+const AHEAD: usize = 8;
 /// Columns of one task.
 const TASK_COLUMNS: usize = 4 * PANEL;
 
@@ -273,6 +277,9 @@ impl Tile<'_> {
             for p in 0..self.depth {
                 let mut right = [s.splat(0.0); N];
                 for j in 0..N {
+                    if (j * S::LANES).is_multiple_of(LINE) {
+                        s.expect_read(b.wrapping_add(AHEAD * PANEL + j * S::LANES));
+                    }
                     right[j] = s.read(b.add(j * S::LANES));
                 }
                 b = b.add(PANEL);
