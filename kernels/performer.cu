@@ -233,13 +233,13 @@ __device__ __forceinline__ void performer_out(const PerformerParams& p) {
 
 }  // namespace
 
-#define FV_PERFORMER(NAME, BODY)                                                                                \
-    extern "C" __global__ void __launch_bounds__(kThreads, 4) NAME(const __grid_constant__ PerformerParams p) { \
-        BODY(p);                                                                                                \
+#define FV_PERFORMER(NAME, BLOCKS, BODY)                                                                             \
+    extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS) NAME(const __grid_constant__ PerformerParams p) { \
+        BODY(p);                                                                                                     \
     }
-#define FV_PERFORMERS(TYPE, E)                                     \
-    FV_PERFORMER(fv_performer_sums_##TYPE, performer_sums<E>)      \
-    FV_PERFORMER(fv_performer_out_##TYPE, performer_out<E>)
+#define FV_PERFORMERS(TYPE, E)                                   \
+    FV_PERFORMER(fv_performer_sums_##TYPE, 3, performer_sums<E>) \
+    FV_PERFORMER(fv_performer_out_##TYPE, 4, performer_out<E>)
 FV_PERFORMERS(f32, fv::F32)
 FV_PERFORMERS(f16, fv::F16)
 FV_PERFORMERS(bf16, fv::Bf16)

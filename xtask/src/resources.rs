@@ -97,8 +97,8 @@ const REASONS: &[(&str, &str)] = &[
     ),
     (
         "fv_performer",
-        "64 tokens' values, the features' weights and 64 tokens' features in 35 KiB of shared memory: four blocks on sm_80, two on \
-         sm_120; fewer tokens a block would read the weights and the sums more often",
+        "64 tokens' values, the features' weights and 64 tokens' features in 35 KiB of shared memory: two blocks on \
+         sm_120; the sums spill at 64 registers there; fewer tokens a block would read the weights and the sums more often",
     ),
     (
         "fv_windows_pool",
