@@ -10,8 +10,8 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct StageParams<T> {
     /// LayerNorm of the inputs, (I). The first stage's inputs are in the order of
-    /// [`Backend::unfold_images`](crate::backend::Backend::unfold_images), the second's in that of
-    /// [`Backend::unfold`](crate::backend::Backend::unfold); so for `packed`.
+    /// [`Backend::unfold_images`], the second's in that of
+    /// [`Backend::unfold`]; so for `packed`.
     pub norm1: Norm<T>,
     /// Queries, keys and values, (3T, I), in this order; with random features keys, queries and values.
     pub packed: Linear<T>,

@@ -19,6 +19,7 @@ use foveate::{
 pub(crate) type Any = dyn GridBackend<Tensor = Tensor, Plan = TokenPlan>;
 
 /// The reference, and the fast backend with each set of instructions that this processor has, two threads each.
+#[allow(dead_code, reason = "golden_cpu.rs has its own")]
 pub(crate) fn backends() -> impl Iterator<Item = &'static Any> {
     static ALL: LazyLock<Vec<Box<Any>>> = LazyLock::new(|| {
         let mut all: Vec<Box<Any>> = vec![Box::new(Reference::with_threads(2).unwrap())];
@@ -31,7 +32,8 @@ pub(crate) fn backends() -> impl Iterator<Item = &'static Any> {
 }
 
 /// Brings tensors to the fast backend and back around each operation.
-struct Hosted(Cpu);
+#[derive(Clone, Debug)]
+pub(crate) struct Hosted(pub(crate) Cpu);
 
 impl Hosted {
     fn up(&self, tensor: &Tensor) -> Result<cpu::Tensor> {
