@@ -11,6 +11,7 @@ mod limits;
 mod linear;
 mod matching;
 mod memory;
+mod operands;
 mod predictor;
 mod readout;
 mod score;
@@ -28,20 +29,18 @@ use matching::Counters;
 pub(super) use memory::{Memory, Space, megabytes};
 
 use super::{
-    Blas, DType, Device, DevicePointer, PlanPointers, RowTypes, Strided,
+    Blas, DType, Device, DevicePointer, RowTypes, Strided,
     attention::widened,
-    convert::convert_raw,
     device::driver,
     head_norm::{HeadNorm, head_norm_raw},
     merge::{MergePointers, merge_raw, unmerge_raw},
-    norm::{LayerNorm, layer_norm_raw},
     patch::{DeviceImages, PixelType, embed_raw, patches_raw},
     record::{self, LaunchRecord},
     select::{Selection, select_raw},
     tokens::{mean_tokens_raw, tokens_raw},
 };
 use crate::{
-    Error, Images, Result, Tensor, TokenPlan,
+    Images, Result, Tensor, TokenPlan,
     backend::{
         Backend, Cluster, Epilogue, Heads, KeepInPlace, Linear, LinearRows, Matching, Merged, Norm, Pooling,
         Predictor, ScoreRequest, Scores, Select, Window,
@@ -173,186 +172,6 @@ impl Cuda {
 
     pub(super) fn space(&self) -> &Arc<Space> {
         &self.inner.space
-    }
-
-    /// What an operation writes, of any content.
-    fn empty(&self, shape: &[usize], dtype: DType) -> Result<CudaTensor> {
-        let tensor = self.scratch(shape, dtype)?;
-        record::operand(&self.inner.stream, tensor.bytes());
-        Ok(tensor)
-    }
-
-    /// What an operation writes and reads, and nobody else.
-    fn scratch(&self, shape: &[usize], dtype: DType) -> Result<CudaTensor> {
-        CudaTensor::new(&self.inner.space, shape, dtype)
-    }
-
-    /// A plan that an operation writes.
-    fn empty_plan(&self, batch: usize, tokens_in: usize, tokens_out: usize) -> Result<CudaPlan> {
-        let plan = CudaPlan::new(&self.inner.space, batch, tokens_in, tokens_out)?;
-        record::operand(&self.inner.stream, plan.bytes());
-        Ok(plan)
-    }
-
-    /// Checks that a tensor is this backend's and of type `dtype`.
-    fn check(&self, op: &'static str, name: &str, tensor: &CudaTensor, dtype: DType) -> Result<()> {
-        self.check_owner(op, name, tensor, dtype)?;
-        record::operand(&self.inner.stream, tensor.bytes());
-        Ok(())
-    }
-
-    /// The same, where the operation reads only a part of the tensor.
-    fn check_owner(&self, op: &'static str, name: &str, tensor: &CudaTensor, dtype: DType) -> Result<()> {
-        let Inner { space, lender, .. } = &*self.inner;
-        space.check(op)?;
-        if !tensor.is_of(space) && !lender.as_ref().is_some_and(|lender| tensor.is_of(lender)) {
-            return Err(Error::argument(op, format!("{name} belongs to another backend")));
-        }
-        if tensor.dtype() != dtype {
-            return Err(Error::argument(op, format!("{name} holds {}, expected {dtype}", tensor.dtype())));
-        }
-        Ok(())
-    }
-
-    /// Tokens (B, N, C) of the backend's type.
-    fn read(&self, op: &'static str, name: &str, tensor: &CudaTensor) -> Result<Strided<DevicePointer>> {
-        self.check(op, name, tensor, self.inner.dtype)?;
-        tensor.tokens(op, name)
-    }
-
-    /// What tokens hold: the backend's type, or `f32` of a residual stream.
-    fn stream_type(&self, op: &'static str, name: &str, tensor: &CudaTensor) -> Result<DType> {
-        let dtype = tensor.dtype();
-        if dtype == self.inner.dtype || self.f32_residual && dtype == DType::F32 {
-            return Ok(dtype);
-        }
-        let residual = if self.f32_residual { " or f32" } else { "" };
-        Err(Error::argument(op, format!("{name} holds {dtype}, expected {}{residual}", self.inner.dtype)))
-    }
-
-    /// Tokens (B, N, C), of the residual stream or of the backend's type, and which.
-    fn read_stream(
-        &self,
-        op: &'static str,
-        name: &str,
-        tensor: &CudaTensor,
-    ) -> Result<(Strided<DevicePointer>, DType)> {
-        let dtype = self.stream_type(op, name, tensor)?;
-        self.check(op, name, tensor, dtype)?;
-        Ok((tensor.tokens(op, name)?, dtype))
-    }
-
-    /// A tensor in the type `dtype`: itself, or converted from or to `f32`.
-    fn converted(
-        &self,
-        op: &'static str,
-        name: &str,
-        tensor: &CudaTensor,
-        dtype: DType,
-    ) -> Result<CudaTensor> {
-        let from = self.stream_type(op, name, tensor)?;
-        if from == dtype {
-            return Ok(tensor.clone());
-        }
-        self.check(op, name, tensor, from)?;
-        let out = self.empty(tensor.shape(), dtype)?;
-        let (device, stream, values) = (self.device(), self.stream(), out.count());
-        // SAFETY: as for `Backend`, below: both are of as many values.
-        unsafe { convert_raw(device, stream, [from, dtype], tensor.pointer(), out.pointer(), values) }?;
-        Ok(out)
-    }
-
-    /// A tensor of the residual stream in the type of weights and products, where those must meet.
-    fn stored(&self, op: &'static str, name: &str, tensor: &CudaTensor) -> Result<CudaTensor> {
-        self.converted(op, name, tensor, self.inner.dtype)
-    }
-
-    /// The same where the operation reads or writes so many values of them.
-    fn read_values(
-        &self,
-        op: &'static str,
-        name: &str,
-        tensor: &CudaTensor,
-        values: impl FnOnce([usize; 3]) -> usize,
-    ) -> Result<Strided<DevicePointer>> {
-        let dtype = self.stream_type(op, name, tensor)?;
-        self.check_owner(op, name, tensor, dtype)?;
-        let tokens = tensor.tokens(op, name)?;
-        record::operand(&self.inner.stream, values(tokens.shape).saturating_mul(dtype.bytes()));
-        Ok(tokens)
-    }
-
-    /// An array of the backend's type and of this shape.
-    fn read_array(
-        &self,
-        op: &'static str,
-        name: &str,
-        tensor: &CudaTensor,
-        shape: &[usize],
-    ) -> Result<DevicePointer> {
-        self.check(op, name, tensor, self.inner.dtype)?;
-        tensor.expect_shape(op, name, shape)?;
-        Ok(tensor.pointer())
-    }
-
-    /// An array of `f32` of this shape: sizes (B, N) or scores (B, H, N).
-    fn read_f32(
-        &self,
-        op: &'static str,
-        name: &str,
-        tensor: &CudaTensor,
-        shape: &[usize],
-    ) -> Result<DevicePointer> {
-        self.check(op, name, tensor, DType::F32)?;
-        tensor.expect_shape(op, name, shape)?;
-        Ok(tensor.pointer())
-    }
-
-    fn read_norm(
-        &self,
-        op: &'static str,
-        norm: &Norm<CudaTensor>,
-        width: usize,
-    ) -> Result<Norm<DevicePointer>> {
-        let weight = self.read_array(op, "weight", &norm.weight, &[width])?;
-        let bias = norm.bias.as_ref().map(|bias| self.read_array(op, "bias", bias, &[width])).transpose()?;
-        Ok(Norm { weight, bias, eps: norm.eps })
-    }
-
-    /// A parameter in `f32`.
-    fn exact<'a>(
-        &self,
-        op: &'static str,
-        name: &str,
-        tensor: &'a CudaTensor,
-        shape: &[usize],
-    ) -> Result<&'a CudaTensor> {
-        self.check_owner(op, name, tensor, self.inner.dtype)?;
-        tensor.expect_shape(op, name, shape)?;
-        tensor.exact().ok_or_else(|| {
-            Error::argument(op, format!("{name} was put on the device before its residual stream became f32"))
-        })
-    }
-
-    /// LayerNorm of rows of either type.
-    fn normalised(&self, x: &CudaTensor, norm: Norm<DevicePointer>, normed: DType) -> Result<CudaTensor> {
-        let Inner { device, stream, .. } = &*self.inner;
-        let rows = self.stream_type("layer_norm", "x", x)?;
-        self.check("layer_norm", "x", x, rows)?;
-        let out = self.empty(x.shape(), normed)?;
-        let arguments = LayerNorm { x: x.rows(), residual: None, sum: None, norm, out: out.rows() };
-        // SAFETY: as for `Backend`, below.
-        unsafe { layer_norm_raw(device, stream, RowTypes { rows, normed }, &arguments) }?;
-        Ok(out)
-    }
-
-    fn read_plan(&self, op: &'static str, plan: &CudaPlan) -> Result<PlanPointers> {
-        self.inner.space.check(op)?;
-        if plan.is_of(&self.inner.space) {
-            record::operand(&self.inner.stream, plan.bytes());
-            return Ok(plan.pointers());
-        }
-        Err(Error::argument(op, "the plan belongs to another backend"))
     }
 
     /// [`Backend::patches`] of images in device memory, planes in the order of `shape`.
