@@ -90,7 +90,7 @@ impl Cuda {
     /// Device `ordinal` with tensors of type `dtype`.
     ///
     /// # Errors
-    /// Those of [`Device::new`] and [`Blas::new`]; [`Error::OutOfMemory`] when there is none for cuBLASLt's workspace.
+    /// Those of [`Device::new`] and [`Blas::new`]; [`Error::OutOfMemory`](crate::Error::OutOfMemory) when there is none for cuBLASLt's workspace.
     pub fn new(ordinal: usize, dtype: DType) -> Result<Self> {
         Self::on(&Device::new(ordinal)?, dtype)
     }
@@ -157,7 +157,7 @@ impl Cuda {
     /// Waits for everything that has been enqueued.
     ///
     /// # Errors
-    /// [`Error::Driver`] when the device or something on it failed.
+    /// [`Error::Driver`](crate::Error::Driver) when the device or something on it failed.
     pub fn synchronize(&self) -> Result<()> {
         let stream = &self.inner.stream;
         stream.synchronize().map_err(|error| driver("waiting for the device", error))?;
