@@ -13,9 +13,9 @@ use super::{ALL_TYPES, Counted, HALVES, Launch, Operation, Place, Shape, Value, 
 
 pub(super) const OPERATIONS: &[Operation] = &[
     Operation::new("merge", ALL_TYPES, |place, dtype, shape| by_type!(dtype, merging(place, shape))),
+    Operation::new("unmerge", ALL_TYPES, |place, dtype, shape| by_type!(dtype, undoing(place, shape))),
     Operation::new("merge_of_f32", HALVES, |place, dtype, shape| by_type!(dtype, of_f32(place, shape)))
         .counted(Counted::UpTo(197)),
-    Operation::new("unmerge", ALL_TYPES, |place, dtype, shape| by_type!(dtype, undoing(place, shape))),
 ];
 
 fn merging<T: Value>(place: &Place, shape: Shape) -> Result<Launch> {
