@@ -79,14 +79,8 @@ impl Cpu {
         let look = |row: usize, out: &mut [f32]| {
             places.look(&x[row / count * per_image..][..per_image], row % count, out);
         };
-        let pack = |weight: &[f32]| Packed::of_columns(weight, outputs);
-        let passing;
-        let packed = if let Some(weight) = layer.weight.weight() {
-            weight.packed(pack)
-        } else {
-            passing = pack(&layer.weight.view());
-            &passing
-        };
+        let mut passing = None;
+        let packed = layer.weight.packed(false, &mut passing, |weight| Packed::of_columns(weight, outputs));
         let finish = Finish { bias: Some(&bias), activation: layer.activation, ..Finish::default() };
         product_of(context, batch * count, look, packed.panels(), out.make_mut(), finish);
         Ok(Tensor::pooled(shape, out))

@@ -13,17 +13,14 @@ use crate::{
     model::Activation,
 };
 
-/// A weight's packed form: its own, or one in `passing` that is made for this time only.
-pub(super) fn packed_or<'a>(
+/// The packed form of an affine layer's weight (outputs, inputs).
+pub(super) fn packed<'a>(
     context: &Context,
     weight: &'a Tensor,
+    extents: [usize; 2],
     passing: &'a mut Option<Packed>,
 ) -> &'a Packed {
-    let pack = |values: &[f32]| Packed::new(values, weight.width(), context.kernels, &context.threads);
-    match weight.weight() {
-        Some(weight) => weight.packed(pack),
-        None => passing.insert(pack(&weight.view())),
-    }
+    weight.packed(true, passing, |values| Packed::new(values, extents, context.kernels, &context.threads))
 }
 
 /// [`Backend::linear`](crate::backend::Backend::linear).
@@ -68,7 +65,7 @@ pub(super) fn linear(
     };
     let a = Rows { data: &input, count: rows, stride: inputs };
     let mut passing = None;
-    let packed = packed_or(context, weight, &mut passing);
+    let packed = packed(context, weight, [outputs, inputs], &mut passing);
     product(context.kernels, &context.threads, a, packed.panels(), range, out.make_mut(), finish);
     if activation != Some(Activation::SwiGlu) {
         return Ok(Tensor::pooled(shape, out));

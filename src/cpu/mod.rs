@@ -68,12 +68,11 @@ struct Context {
 }
 
 impl Cpu {
-    /// A backend with as many threads as rayon's global pool has: one per core unless the program set it up otherwise.
-    ///
-    /// # Panics
-    /// When the operating system refuses to start them.
+    /// A backend with as many threads as rayon's global pool has: one per core unless the program set it up otherwise. Where the
+    /// operating system starts no more threads, the calling one works alone.
     pub fn new() -> Self {
-        Self::with_threads(rayon::current_num_threads()).expect("the system starts a thread for each core")
+        let threads = Threads::new(rayon::current_num_threads()).unwrap_or_else(|_| Threads::alone());
+        Self::of(threads, Kernels::detect())
     }
 
     /// A backend with `threads` threads, the calling one among them.
@@ -90,14 +89,12 @@ impl Cpu {
     /// As [`Cpu::with_threads`], and when the processor does not have them.
     pub fn with(threads: usize, instructions: Instructions) -> Result<Self> {
         let kernels = instructions.checked()?;
-        let context = Context {
-            threads: Threads::new(threads)?,
-            pool: Pool::default(),
-            kernels,
-            timing: Timing::default(),
-            plain: OnceLock::new(),
-        };
-        Ok(Self { context: Arc::new(context) })
+        Ok(Self::of(Threads::new(threads)?, kernels))
+    }
+
+    fn of(threads: Threads, kernels: Kernels) -> Self {
+        let (pool, timing, plain) = (Pool::default(), Timing::default(), OnceLock::new());
+        Self { context: Arc::new(Context { threads, pool, kernels, timing, plain }) }
     }
 
     /// How many threads the operations use.

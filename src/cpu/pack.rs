@@ -35,8 +35,12 @@ pub(super) struct Packed {
 
 impl Packed {
     /// Packs a weight (outputs, inputs).
-    pub(super) fn new(weight: &[f32], inputs: usize, kernels: Kernels, threads: &Threads) -> Self {
-        let outputs = weight.len().checked_div(inputs).unwrap_or(0);
+    pub(super) fn new(
+        weight: &[f32],
+        [outputs, inputs]: [usize; 2],
+        kernels: Kernels,
+        threads: &Threads,
+    ) -> Self {
         let mut lines = lines(panel_values(inputs, outputs));
         let panels = Shared::of(bytemuck::cast_slice_mut(&mut lines));
         threads.run(outputs.div_ceil(PANEL), |_, panel| {
@@ -59,6 +63,11 @@ impl Packed {
             PackRows { from: &weight[panel * PANEL..], stride: outputs, width, to }.run();
         }
         Self { lines, transposed: false, inputs, outputs }
+    }
+
+    /// Whether it was (outputs, inputs), as the weight of an affine layer is.
+    pub(super) fn is_transposed(&self) -> bool {
+        self.transposed
     }
 
     pub(super) fn panels(&self) -> Panels<'_> {
@@ -188,7 +197,7 @@ mod tests {
         for kernels in Instructions::ALL.into_iter().filter_map(|instructions| instructions.checked().ok()) {
             for (outputs, inputs) in [(1, 1), (32, 16), (33, 17), (70, 40), (16, 64), (15, 15)] {
                 let weight: Vec<f32> = (0..outputs * inputs).map(|i| i as f32).collect();
-                let packed = Packed::new(&weight, inputs, kernels, &threads);
+                let packed = Packed::new(&weight, [outputs, inputs], kernels, &threads);
                 assert_eq!(packed.unpacked(), weight, "{outputs} x {inputs}");
                 assert_eq!(Packed::of_columns(&weight, inputs).unpacked(), weight, "{outputs} x {inputs}");
             }

@@ -4,7 +4,7 @@ use super::{
     Context, Tensor,
     check::{addressable, expect_shape, tokens_shape},
     gemm::{Finish, product_of},
-    linear::packed_or,
+    linear::packed,
     pack::Shared,
 };
 use crate::{
@@ -175,6 +175,9 @@ pub(super) fn convolve(
     if let Some(bias) = &layer.bias {
         expect_shape("linear", "bias", bias, &[outputs])?;
     }
+    if outputs == 0 {
+        return Err(Error::argument("linear", "the layer has no outputs"));
+    }
     let count = places.count();
     let shape = [batch, count, outputs];
     let mut out = context.pool.take(addressable("linear", shape)?);
@@ -185,7 +188,7 @@ pub(super) fn convolve(
         places.look(&x[row / count * per_image..][..per_image], row % count, out);
     };
     let mut passing = None;
-    let packed = packed_or(context, &layer.weight, &mut passing);
+    let packed = packed(context, &layer.weight, [outputs, inputs], &mut passing);
     product_of(context, batch * count, look, packed.panels(), out.make_mut(), finish);
     Ok(Tensor::pooled(shape, out))
 }

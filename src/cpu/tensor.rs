@@ -90,8 +90,9 @@ pub(super) struct Weight {
 }
 
 impl Weight {
-    /// The packed form, which `pack` makes of the values row by row.
-    pub(super) fn packed(&self, pack: impl FnOnce(&[f32]) -> Packed) -> &Packed {
+    /// The packed form, which `pack` makes of the values row by row. `None` where the first product made a form of the other
+    /// kind, `transposed` or not: a matrix that is used both ways is packed again for the rarer one each time.
+    pub(super) fn packed(&self, transposed: bool, pack: impl Fn(&[f32]) -> Packed) -> Option<&Packed> {
         let packed = self.packed.get_or_init(|| {
             let plain = self.plain.read().unwrap_or_else(PoisonError::into_inner);
             pack(plain.as_deref().unwrap_or_default())
@@ -100,7 +101,7 @@ impl Weight {
         if let Ok(mut plain) = self.plain.try_write() {
             *plain = None;
         }
-        packed
+        (packed.is_transposed() == transposed).then_some(packed)
     }
 }
 
@@ -144,12 +145,18 @@ impl Tensor {
         self.shape.split_last().map_or(1, |(_, outer)| outer.iter().product())
     }
 
-    /// The matrix as a weight, if it is one.
-    pub(super) fn weight(&self) -> Option<&Weight> {
-        match &self.data {
+    /// The packed form: the tensor's own, or one in `passing` that is made for this time only.
+    pub(super) fn packed<'a>(
+        &'a self,
+        transposed: bool,
+        passing: &'a mut Option<Packed>,
+        pack: impl Fn(&[f32]) -> Packed,
+    ) -> &'a Packed {
+        let own = match &self.data {
             Data::Pooled(_) => None,
-            Data::Weight(weight) => Some(weight),
-        }
+            Data::Weight(weight) => weight.packed(transposed, &pack),
+        };
+        own.unwrap_or_else(|| passing.insert(pack(&self.view())))
     }
 
     /// The values to read.

@@ -69,15 +69,7 @@ impl Threads {
             let what = format!("{count} threads: ask for at least 1 and fewer than {}", NEXT / JOINED);
             return Err(Error::argument("threads", what));
         }
-        let shared = Arc::new(Shared {
-            state: AtomicU64::new(0),
-            job: Mutex::new(None),
-            next: AtomicUsize::new(0),
-            sleepers: Mutex::default(),
-            wake: Condvar::new(),
-            panic: Mutex::new(None),
-        });
-        let mut threads = Self { shared, helpers: Vec::new(), busy: Mutex::new(()) };
+        let mut threads = Self::alone();
         for number in 1..count {
             let shared = Arc::clone(&threads.shared);
             let helper = std::thread::Builder::new().name(format!("foveate-{number}"));
@@ -87,6 +79,19 @@ impl Threads {
             threads.helpers.push(helper);
         }
         Ok(threads)
+    }
+
+    /// The calling thread and no other.
+    pub(super) fn alone() -> Self {
+        let shared = Arc::new(Shared {
+            state: AtomicU64::new(0),
+            job: Mutex::new(None),
+            next: AtomicUsize::new(0),
+            sleepers: Mutex::default(),
+            wake: Condvar::new(),
+            panic: Mutex::new(None),
+        });
+        Self { shared, helpers: Vec::new(), busy: Mutex::new(()) }
     }
 
     /// How many there are.

@@ -69,7 +69,7 @@ impl Instructions {
     }
 }
 
-/// Instructions that this processor has: only [`Instructions::checked`] makes one.
+/// Instructions that this processor has: only [`Instructions::checked`] and [`Kernels::detect`] make one.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kernels(Instructions);
 
@@ -83,6 +83,11 @@ pub(super) trait Kernel {
 }
 
 impl Kernels {
+    /// The widest that this processor has.
+    pub(super) fn detect() -> Self {
+        Self(Instructions::detect())
+    }
+
     pub(super) fn name(self) -> Instructions {
         self.0
     }
