@@ -7,7 +7,7 @@ mod hostile_parts;
 use backends::backends;
 use foveate::{
     Tensor,
-    backend::{Backend, Convolution, Epilogue, Linear},
+    backend::{Backend, Convolution, Epilogue, GridBackend, Linear},
     cpu::Cpu,
     reference::Reference,
 };
@@ -37,29 +37,30 @@ fn every_backend_answers_alike_and_none_panics() {
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
 }
 
+/// What products with `square` in both places give: by itself, one way, the other way, the first way again.
+fn products<B: Backend + GridBackend>(b: &B, square: &Tensor, map: &Tensor) -> Vec<Tensor> {
+    let (weight, x) = (b.upload(square.clone()).unwrap(), b.upload(map.clone()).unwrap());
+    let bias = b.upload(Tensor::zeros(&[9])).unwrap();
+    let layer = Linear { weight: weight.clone(), bias: None };
+    let convolution = Convolution { weight: weight.clone(), bias, stride: 1, activation: None };
+    let results = [
+        b.linear(&weight, layer.all(), Epilogue::None).unwrap(),
+        b.convolution(&x, [3, 3], &convolution).unwrap(),
+        b.linear(&weight, layer.rows(2..5), Epilogue::None).unwrap(),
+        b.convolution(&x, [3, 3], &convolution).unwrap(),
+        weight,
+    ];
+    results.iter().map(|tensor| b.download(tensor).unwrap()).collect()
+}
+
 /// A matrix is packed for the first product that it takes part in. It may take part in others.
 #[test]
 fn a_matrix_may_be_the_weight_of_anything() {
     let values: Vec<f32> = (0..81).map(|at| (at as f32 * 0.7).sin()).collect();
     let square = Tensor::new(&[9, 9], values.clone()).unwrap();
     let map = Tensor::new(&[1, 9, 1], values[..9].to_vec()).unwrap();
-    fn all<B: Backend + foveate::backend::GridBackend>(b: &B, square: &Tensor, map: &Tensor) -> Vec<Tensor> {
-        let (weight, x) = (b.upload(square.clone()).unwrap(), b.upload(map.clone()).unwrap());
-        let bias = b.upload(Tensor::zeros(&[9])).unwrap();
-        let layer = Linear { weight: weight.clone(), bias: None };
-        let convolution = Convolution { weight: weight.clone(), bias, stride: 1, activation: None };
-        // By itself, one way, the other way, the first way again.
-        let products = [
-            b.linear(&weight, layer.all(), Epilogue::None).unwrap(),
-            b.convolution(&x, [3, 3], &convolution).unwrap(),
-            b.linear(&weight, layer.rows(2..5), Epilogue::None).unwrap(),
-            b.convolution(&x, [3, 3], &convolution).unwrap(),
-            weight,
-        ];
-        products.iter().map(|tensor| b.download(tensor).unwrap()).collect()
-    }
-    let want = all(&Reference::new(), &square, &map);
-    for (got, want) in all(&Cpu::new(), &square, &map).iter().zip(&want) {
+    let want = products(&Reference::new(), &square, &map);
+    for (got, want) in products(&Cpu::new(), &square, &map).iter().zip(&want) {
         assert_eq!(got.shape(), want.shape());
         for (got, want) in got.data().iter().zip(want.data()) {
             assert!((got - want).abs() <= 1e-5, "{got} instead of {want}");
