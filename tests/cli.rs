@@ -162,6 +162,21 @@ fn the_demo_shows_all_methods_and_draws() {
     }
     assert_eq!(methods[0]["agreement"], 20);
     assert!(methods[0]["correct"].as_u64().unwrap() >= 14, "{}", methods[0]);
+    for other in report["others"].as_array().unwrap() {
+        let (model, reduction) = (other["model"].as_str().unwrap(), other["reduction"].as_str().unwrap());
+        assert!(other["images_per_second"].as_f64().unwrap() > 0.0, "{other}");
+        assert_eq!(other["correct"].is_null(), other["random_weights"].as_bool().unwrap(), "{other}");
+        let share = other["macs_share"].as_f64().unwrap();
+        assert_eq!(share < 0.999, reduction != "none" || model.starts_with("s2vite"), "{other}");
+        // BAT and MSTM know what the model knows.
+        if reduction.starts_with("bat") || reduction.ends_with("scales=none") {
+            assert!(other["correct"].as_u64().unwrap() >= 12, "{other}");
+        }
+    }
+    let others = report["others"].to_string();
+    for system in ["bat:", "mstm:", "dynamicvit:", "svite:", "s2vite_", "lvvit_", "t2t_vit_", "affnet_"] {
+        assert!(others.contains(system), "{system} is missing: {others}");
+    }
     let images = report["images"].as_array().unwrap();
     assert_eq!(images.len(), 20);
     assert!(images.iter().all(|image| image["predictions"].as_array().unwrap().len() == names.len()));
@@ -186,6 +201,7 @@ fn the_demo_takes_other_methods_and_says_something_at_once() {
     assert!(child.wait().unwrap().success());
     assert!(out.starts_with("foveate 0."), "{out}");
     assert!(out.contains("tome:r=2") && !out.contains("mctf") && out.contains("Ankle boot"), "{out}");
+    assert!(!out.contains("dynamicvit"), "others beside what was asked for: {out}");
     assert!(out.lines().all(|line| line.chars().count() <= 100), "{out}");
     assert!(load(folder.0.join("foveate_demo.png")).is_ok());
 
@@ -549,6 +565,18 @@ fn an_affnet_classifies_and_has_no_tokens_to_reduce() {
         let line = refused(&arguments);
         assert!(line.contains("reduction `tome:r=3") && line.contains("frequency domain"), "{line}");
     }
+    let features = folder.file("features.safetensors");
+    let embed = ["embed", ANKLE_BOOT, TROUSER, "-w", &weights, "-o", &features, "--json", size[0], size[1]];
+    let report = json(&embed);
+    assert_eq!(report["tensors"]["map"]["shape"], serde_json::json!([2, 2, 2, 40]));
+    let file = fs::read(&features).unwrap();
+    let file = SafeTensors::deserialize(&file).unwrap();
+    let features = file.tensor("features").unwrap();
+    assert_eq!(features.shape()[0], 2);
+    let (one, other) = features.data().split_at(features.data().len() / 2);
+    assert!(one != other, "two pictures with the same features");
+    let line = refused(&[&embed[..], &["--unmerge"]].concat());
+    assert!(line.contains("--unmerge") && line.contains("no tokens to spread"), "{line}");
     let report = json(&["profile", "-w", &weights, "--runs", "1", "--json", size[0], size[1]]);
     let parts = report["segments"].as_array().unwrap();
     assert_eq!((parts.len(), &parts[6]["name"]), (7, &Value::from("head")));

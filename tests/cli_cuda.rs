@@ -3,6 +3,8 @@
 //! The driver is the one that the device tests have built beside this one: without it these tests say that they were
 //! skipped, and fail where `FOVEATE_REQUIRE_EMULATOR` is set (`cargo xtask test` sets it).
 
+mod stems_parts;
+
 use std::{
     env, fs,
     path::{Path, PathBuf},
@@ -320,6 +322,36 @@ fn profiles_count_and_do_not_time_the_emulated_driver() {
         "{table}"
     );
     assert!(table.lines().skip(1).all(|line| line.chars().count() <= 100), "{table}");
+}
+
+/// Stems on the card: the answers of the processor, and their launches in the profile.
+#[test]
+fn models_with_stems_run_on_a_card() {
+    let Some(folder) = emulator() else { return };
+    let own = Folder::new("stems");
+    let [lvvit, t2t] = ["lvvit.safetensors", "t2t.safetensors"].map(|name| own.file(name));
+    stems_parts::write(&lvvit, &stems_parts::lvvit());
+    stems_parts::write(&t2t, &stems_parts::t2t());
+    for (model, settings, reduction, of_stem) in [
+        (&lvvit, &["--set", "skip_lam=2"][..], "evit:keep=0.5,layers=0", "unfold_images"),
+        (&t2t, &[], "tome:r=1", "performer"),
+    ] {
+        let with = |arguments: &[&'static str]| {
+            [arguments, &["-w", model, "--reduce", reduction], settings].concat()
+        };
+        let classify = with(&["classify", BOOT, TROUSER, "-k", "5"]);
+        let want = cpu(&classify);
+        for (dtype, limit) in [("f32", 1e-4), ("f16", 1e-2)] {
+            let got = json(&folder, &[&classify[..], &["--dtype", dtype]].concat());
+            let apart = apart(&got, &want);
+            assert!(apart <= limit, "{of_stem} in {dtype}: {apart}");
+            assert_eq!(got["tokens"], want["tokens"]);
+        }
+        let profile = json(&folder, &with(&["profile", "--runs", "1"]));
+        let launches = profile["segments"][0]["launches"].as_array().unwrap();
+        assert!(launches.iter().any(|launch| launch["operation"] == of_stem), "{launches:?}");
+        assert!(profile["macs_ratio"].as_f64().unwrap() < 1.0);
+    }
 }
 
 #[test]

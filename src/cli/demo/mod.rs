@@ -1,6 +1,7 @@
 //! `foveate demo`: a model, twenty pictures and every method, out of the box.
 
 mod assets;
+mod others;
 mod sheet;
 
 use std::{
@@ -31,6 +32,7 @@ use super::{
     report::{Align, Table, percent, quantity, thousands, three_digits, token_path, write_json},
     traffic::Parameters,
 };
+use others::Others;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -40,11 +42,13 @@ Examples:
 
 Speeds are measured in turn: in each round the dense model and every method run once over all images; images/s is the \
 median over the rounds, the speed-up the median of the rounds' ratios. Agreement counts the images for which a method \
-says the same as the dense model. The emulated driver is not timed.
+says the same as the dense model. The emulated driver is not timed. A second table shows every other system: methods that \
+need no weights of their own on the same model, the others and other architectures with random weights, for what they cost.
 
 JSON: command, version, model, parameters, test_top1, backend, dtype, threads, rounds, methods: [{reduction, tokens, macs, macs_share, \
 images_per_second, speedup, correct, agreement}], images: [{image, truth, predictions: [{class, label, probability, \
-reduction}]}], picture (null without one).";
+reduction}]}], picture (null without one), others (null with --reduce): [{model, random_weights, reduction, tokens, macs, \
+macs_share, images_per_second, speedup, correct, agreement}].";
 
 /// The methods that are shown when none is asked for; r is for 197 tokens.
 const METHODS: [(&str, Option<usize>, &str); 6] = [
@@ -158,6 +162,11 @@ fn run_on<B: Runner>(
     if !arguments.json {
         demo.text(&outcomes, rounds, &mut io::stdout().lock())?;
     }
+    // Who asks for methods by name wants to see those.
+    let others = arguments.reduce.is_empty().then(|| Others::new(&demo, &outcomes[0])).transpose()?;
+    if let Some(others) = others.as_ref().filter(|_| !arguments.json) {
+        others.text(demo.items.len(), &mut io::stdout().lock())?;
+    }
     if !arguments.no_picture {
         let sheet = sheet::draw(&demo, &outcomes)?;
         save_png(&arguments.output, &sheet)?;
@@ -170,7 +179,9 @@ fn run_on<B: Runner>(
         }
     }
     if arguments.json {
-        write_json(&demo.json(&outcomes, rounds, arguments))?;
+        let mut document = demo.json(&outcomes, rounds, arguments);
+        document["others"] = json!(others.as_ref().map(Others::json));
+        write_json(&document)?;
     }
     Ok(())
 }
@@ -231,21 +242,26 @@ impl<B: Runner> Demo<B> {
         Ok(methods)
     }
 
+    /// What a method makes of the pictures, without its speed.
+    fn outcome(&self, method: &Reduction) -> Result<Outcome, Failure> {
+        let output = self.model.forward(&self.images, method)?;
+        let logits = output.logits.as_ref().ok_or_else(|| broken("its model has no head"))?;
+        Ok(Outcome {
+            method: method.clone(),
+            guesses: guesses(&self.model.backend().download(logits)?, 1).into_iter().flatten().collect(),
+            map: output.source_map(self.model.backend())?,
+            token_counts: token_counts(method, self.config().tokens(), &self.model.host()),
+            macs: ModelMacs::of(self.config(), method).sum().total(Convention::Fvcore),
+            speed: None,
+        })
+    }
+
     /// Runs every method once for its results, then all of them in turn for their speed.
     fn outcomes(&self, methods: &[Reduction]) -> Result<(Vec<Outcome>, usize), Failure> {
         let progress = Progress::spinner("running and measuring");
         let mut outcomes = Vec::new();
         for method in methods {
-            let output = self.model.forward(&self.images, method)?;
-            let logits = output.logits.as_ref().ok_or_else(|| broken("its model has no head"))?;
-            outcomes.push(Outcome {
-                method: method.clone(),
-                guesses: guesses(&self.model.backend().download(logits)?, 1).into_iter().flatten().collect(),
-                map: output.source_map(self.model.backend())?,
-                token_counts: token_counts(method, self.config().tokens(), &self.model.host()),
-                macs: ModelMacs::of(self.config(), method).sum().total(Convention::Fvcore),
-                speed: None,
-            });
+            outcomes.push(self.outcome(method)?);
         }
         if !self.model.backend().keeps_time() {
             progress.finish();

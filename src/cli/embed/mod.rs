@@ -1,14 +1,16 @@
 //! `foveate embed`: features of pictures into a safetensors file.
 
+mod affnet;
 mod file;
 
 use std::{
     io::{self, Write},
     path::PathBuf,
+    time::Duration,
 };
 
 use clap::Args;
-use foveate::{Reduction, Tensor, backend::Backend, reduction::token_counts};
+use foveate::{Reduction, Tensor, backend::Backend, image::Transform, reduction::token_counts};
 use serde_json::json;
 
 use super::{
@@ -35,6 +37,10 @@ The file holds, for I images, M final patch tokens (all patches without a reduct
   sizes       F32 (I, M)     after a reduction: how many patches each token stands for
   source_map  I32 (I, rows, columns)
                              after a reduction: each patch's token, -1 where it was dropped
+Of an AFFNet, for feature maps of C channels:
+  map         F32 (I, rows, columns, C)
+                             what the last stage gives
+  features    F32 (I, F)     what the classifier reads
 Its __metadata__ has images (a JSON list of the files, in order), weights, reduction, grid and version.";
 
 /// Write the features of pictures to a safetensors file.
@@ -69,6 +75,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let overrides = arguments.settings.overrides()?;
     let paths = expand(&arguments.sources.images)?;
     refuse_overwriting(&arguments.output, paths.iter().chain([&arguments.sources.weights]))?;
+    if let Some(opened) = super::affnet::open(&arguments.sources.weights, &overrides)? {
+        return affnet::run(arguments, &reduction, &paths, opened);
+    }
     let loaded = Loaded::open(&arguments.sources.weights, &overrides)?;
     on_device!(arguments.device, &loaded.config, |backend| {
         run_on(arguments, &reduction, &paths, &loaded.on(backend)?)
@@ -82,17 +91,53 @@ fn run_on<B: Runner>(
     model: &Model<B>,
 ) -> Result<(), Failure> {
     model.check(reduction)?;
+    let task = Task {
+        reduction,
+        tokens: token_counts(reduction, model.config().tokens(), &model.vit.host()),
+        grid: model.config().grid(),
+        parts: parts(model, reduction, arguments.unmerge),
+        input: model.input(),
+    };
+    write(arguments, paths, &task, |batches, each| {
+        through(&model.vit, reduction, Wanted::Everything, batches, |names, pass| {
+            let extract = Extract::new(model, pass)?;
+            each(names, &|part| extract.values(part))
+        })
+    })
+}
+
+/// What goes into the file, whatever the model is.
+struct Task<'a> {
+    reduction: &'a Reduction,
+    /// Entering block 0 and leaving each block; none where there are none.
+    tokens: Vec<usize>,
+    grid: [usize; 2],
+    /// The tensors, the largest first.
+    parts: Vec<Part>,
+    input: (&'a Transform, [usize; 2]),
+}
+
+/// Takes the pictures of a batch and what says what goes into each tensor of them.
+type Each<'a> =
+    &'a mut dyn FnMut(&[String], &dyn Fn(&Part) -> Result<Values, Failure>) -> Result<(), Failure>;
+
+/// Writes the file: `run` takes all batches through the model.
+fn write(
+    arguments: &Arguments,
+    paths: &[PathBuf],
+    task: &Task<'_>,
+    run: impl FnOnce(&mut Batches<'_>, Each<'_>) -> Result<Duration, Failure>,
+) -> Result<(), Failure> {
     let all_names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
-    let parts = parts(model, reduction, arguments.unmerge);
-    let notes = |images: &[String]| notes(arguments, model, reduction, images);
+    let notes = |images: &[String]| notes(arguments, task, images);
+    let parts = &task.parts;
     let mut file = EmbeddingFile::create(&arguments.output, parts.clone(), paths.len(), &notes(&all_names))?;
     let mut names = Vec::new();
     let progress = Progress::bar(paths.len(), "images");
-    let mut batches = Batches::new(paths, model.input(), arguments.batch.get(), &progress);
-    through(&model.vit, reduction, Wanted::Everything, &mut batches, |batch, pass| {
-        let extract = Extract::new(model, pass)?;
-        for part in &parts {
-            file.write(part.name, &extract.values(part)?)?;
+    let mut batches = Batches::new(paths, task.input, arguments.batch.get(), &progress);
+    run(&mut batches, &mut |batch, values| {
+        for part in parts {
+            file.write(part.name, &values(part)?)?;
         }
         names.extend_from_slice(batch);
         Ok(())
@@ -113,8 +158,8 @@ fn run_on<B: Runner>(
             "command": "embed",
             "version": env!("CARGO_PKG_VERSION"),
             "weights": arguments.sources.weights.display().to_string(),
-            "reduction": reduction.to_string(),
-            "tokens": token_counts(reduction, model.config().tokens(), &model.vit.host()),
+            "reduction": task.reduction.to_string(),
+            "tokens": task.tokens,
             "output": arguments.output.display().to_string(),
             "tensors": tensors,
             "images": names,
@@ -155,16 +200,11 @@ fn parts<B: Backend>(model: &Model<B>, reduction: &Reduction, unmerge: bool) -> 
 }
 
 /// The file's `__metadata__`.
-fn notes<B: Backend>(
-    arguments: &Arguments,
-    model: &Model<B>,
-    reduction: &Reduction,
-    images: &[String],
-) -> serde_json::Value {
-    let [rows, columns] = model.config().grid();
+fn notes(arguments: &Arguments, task: &Task<'_>, images: &[String]) -> serde_json::Value {
+    let [rows, columns] = task.grid;
     json!({
         "weights": arguments.sources.weights.display().to_string(),
-        "reduction": reduction.to_string(),
+        "reduction": task.reduction.to_string(),
         "grid": format!("{rows}x{columns}"),
         "version": env!("CARGO_PKG_VERSION"),
         "images": json!(images).to_string(),

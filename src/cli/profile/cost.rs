@@ -10,7 +10,7 @@ use foveate::{
 use crate::cli::{
     launches::{Launch, Launches},
     measure::median,
-    traffic::{Parameters, block_bytes, embed_bytes, head_bytes},
+    traffic::{Parameters, block_bytes, embed_bytes, head_bytes, own_bytes},
 };
 
 /// One stretch of the forward pass: the embedding, a block, or the head.
@@ -72,7 +72,15 @@ impl Profile {
         for layer in 0..config.depth {
             let step = method.step(layer, counts[layer], &host);
             let (tokens, of_block) = (counts[layer] as u64, parameters.blocks[layer]);
-            let bytes = block_bytes(config, (layer, of_block), tokens, step.as_ref(), images, value);
+            let bytes = block_bytes(config, (layer, of_block), tokens, step.as_ref(), images, value)
+                + own_bytes(
+                    (config, parameters),
+                    (method, layer),
+                    counts[layer],
+                    step.as_ref(),
+                    images,
+                    value,
+                );
             let name = format!("block {layer}");
             add(name, [counts[layer], counts[layer + 1]], &macs.blocks[layer], bytes);
         }

@@ -185,7 +185,7 @@ fn configured(mut config: VitConfig, overrides: &Overrides) -> Result<VitConfig,
 }
 
 /// Images of random pixels.
-fn noise(channels: usize, [height, width]: [usize; 2], batch: usize) -> Result<Images, Failure> {
+pub(crate) fn noise(channels: usize, [height, width]: [usize; 2], batch: usize) -> Result<Images, Failure> {
     let mut state = 0x2545_F491_4F6C_DD1D_u64;
     let pixels = (0..batch * channels * height * width).map(|_| {
         state ^= state << 13;

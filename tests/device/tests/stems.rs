@@ -39,7 +39,7 @@ fn models() -> Vec<(&'static str, VitConfig)> {
 }
 
 fn params(config: &VitConfig) -> VitParams<Tensor> {
-    let needed = OwnWeights { predictors: 2, selector: true, ..OwnWeights::default() };
+    let needed = OwnWeights { predictors: 2, selector: true, projections: 1 << 2, ..OwnWeights::default() };
     VitParams { reducers: arch::random_reducers(config, needed, 4), ..arch::random_params(config, 1) }
 }
 
@@ -53,7 +53,7 @@ fn pictures(config: &VitConfig, batch: usize) -> Images {
     Images::new(shape, Pixels::U8((0..shape.iter().product()).map(pixel).collect())).unwrap()
 }
 
-const SPECS: [&str; 7] = [
+const SPECS: [&str; 8] = [
     "none",
     "tome:r=3",
     "mctf:r=2",
@@ -61,6 +61,7 @@ const SPECS: [&str; 7] = [
     "dynamicvit:keep=0.7,layers=1/2",
     "svite:tokens=9",
     "bat:keep=0.6,layers=0/1",
+    "mstm:keep=0.6,layers=0/1",
 ];
 
 /// An engine gives the eager pass's bits. Returns how far the dense model's logits are from the reference's, of the largest.
