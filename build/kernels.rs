@@ -28,6 +28,8 @@ const OLDEST_NVCC: (u32, u32) = (12, 0);
 const COMPRESSING_NVCC: (u32, u32) = (12, 8);
 const FLAGS: [&str; 6] = ["-fatbin", "-std=c++17", "-O3", "-lineinfo", "--Werror", "all-warnings"];
 const ARCHS_VARIABLE: &str = "FOVEATE_CUDA_ARCHS";
+/// Its value for no machine code at all.
+const PTX_ALONE: &str = "ptx";
 const NVCC_FILE: &str = if cfg!(windows) { "nvcc.exe" } else { "nvcc" };
 const REMEDIES: &str = concat!(
     "  - install a CUDA toolkit, 12.0 or newer, and set CUDA_HOME to its folder or NVCC to its nvcc\n",
@@ -185,6 +187,10 @@ fn architectures(nvcc: &Nvcc) -> Result<Vec<u32>, String> {
         }
         return Ok(archs);
     }
+    // For whoever runs the PTX alone: machine code is half of the compiler's time.
+    if asked.trim() == PTX_ALONE {
+        return Ok(Vec::new());
+    }
     let mut archs = Vec::new();
     for word in asked.split([',', ' ', ';']).filter(|word| !word.is_empty()) {
         let number = word.strip_prefix("sm_").unwrap_or(word);
@@ -195,7 +201,7 @@ fn architectures(nvcc: &Nvcc) -> Result<Vec<u32>, String> {
                     known.iter().filter(|&&arch| arch >= OLDEST_ARCH).map(ToString::to_string).collect();
                 return Err(format!(
                     "{ARCHS_VARIABLE} names the architecture `{word}`; nvcc {}.{} and the kernels know {}\n  \
-                     - name compute capabilities without the point, with commas: {ARCHS_VARIABLE}=80,90\n  \
+                     - name compute capabilities without the point, with commas: {ARCHS_VARIABLE}=80,90; or {PTX_ALONE} for none\n  \
                      - unset it for the default, {ARCHS:?}",
                     nvcc.version.0,
                     nvcc.version.1,

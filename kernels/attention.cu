@@ -382,6 +382,7 @@ __device__ __forceinline__ void attention(const AttentionParams& p) {
             }
         }
     }
+    fv::pool_rows<E>(p);
 }
 
 }  // namespace

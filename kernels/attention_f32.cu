@@ -221,6 +221,7 @@ __device__ __forceinline__ void stream(const AttentionParams& p) {
             }
         }
     }
+    fv::pool_rows<fv::F32>(p);
 }
 
 // Keys are the rows here: each is added up over the queries, in their order within a lane, then over the lanes.

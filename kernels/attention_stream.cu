@@ -3,7 +3,7 @@
 // Maths:   as attention.cu, with a running maximum m and sum l of each query's row (Dao 2023): tiles of 64 keys, and what has been
 //          added up so far is scaled whenever the maximum rises. Class rows and received attention need every row's final sum: a second
 //          kernel, fv_attention_scores_*, computes the scores again, keys by queries, and adds them up where they are. The N x N map
-//          is never written.
+//          is never written. A plan's pooling of the rows of out: include/attention.cuh.
 // Shapes:  include/attention.cuh; f16 and bf16; rows 16-byte aligned. A width that is no multiple of 16 is filled up with zeros in
 //          shared memory.
 // Launch:  both: block 128, a warp has 16 queries (16 keys). fv_attention_stream_*: grid (N/64 up, H, B). fv_attention_scores_*: the same,
@@ -266,6 +266,7 @@ __device__ __forceinline__ void stream(const AttentionParams& p) {
                 *reinterpret_cast<const uint4*>(rows + row * L::kPitch + chunk * 16);
         }
     }
+    fv::pool_rows<E>(p);
 }
 
 // Keys are the rows here: a warp adds up what its 16 keys receive from every query, in the order of the queries.

@@ -14,12 +14,15 @@
 // Launch:  fv_match_resident_W_*: cosine, one way; one block of 512 an image; dynamic shared W+4 words a row, A rounded up
 //          to 4, B to 8 rows. N to 512, D to W.
 //          fv_match_tiles_* (cosine), fv_match_criteria_*: grid B * (A or B tokens / 32, rounded up), block 128; dynamic
-//          shared a tile, or what the ordered part takes. One launch one way, two both ways (forth, back). N to 16,384,
-//          any D.
+//          shared a tile, or what the ordered part takes. N to 16,384, any D. One launch one way. Both ways are one launch, too,
+//          to N = 1,024 with a special token: the tiles also find whom each of B would choose among all of A, which stands
+//          where that one stays; only those of B whose choice leaves are asked again, 32 at a time, by the image's last block.
+//          Else two launches, forth and back.
 //          The last block of an image to arrive orders it. The counter of arrivals is atomic, what the last block then
 //          computes does not depend on who it is.
 // Cost:    reads the metric once from memory, 4*H*N a score tensor, and writes 4*(3N + M+1) an image. |A|*|B|*D fused
-//          multiply-adds an image and way: for 197 tokens of 64 values 98*98*64/32 = 19,208 warp instructions. All in f32:
+//          multiply-adds an image and way (at once: way back only |B asked again|*|A that stays|*D, at worst all of B by one
+//          block; no more than `forward` of A leave): for 197 tokens of 64 values 98*98*64/32 = 19,208 warp instructions. All in f32:
 //          products of rounded rows, or of f16 and bf16 on matrix units, change who is chosen.
 //          resident: 48 multiply-adds for 7 shared loads of 16 bytes, in whole groups of 4 x 8 pairs: 92 % of the
 //          multiply-adds are wanted at N = 197. tiles: the same in groups of 8 x 16; rows come from L2, 19 multiply-adds
@@ -201,6 +204,10 @@ __device__ __forceinline__ void match_resident(const MatchParams& p) {
 // The rows of a tile, those who choose and those who are chosen, while they pass through shared memory.
 constexpr int kTileRows = kTileA + kTileB;
 struct TileRows {
+    int image;
+    bool from_a;                // A chooses, or B
+    int first_query;            // who of them
+    int end_query;
     int token[kTileRows];       // -1: none, a row of zeros
     float scale[kTileRows];     // 1 until a row turns out to need another
     float squares[kTileRows];   // their sum after scaling
@@ -231,6 +238,15 @@ __device__ __forceinline__ void scale_rows(const fv::MetricRows<E>& metric, bool
     __syncthreads();
 }
 
+// The keys of everyone of a side, from where the tiles left them. By all threads; ends in a barrier.
+__device__ __forceinline__ void load_keys(const fv::Sides& sides, const float* weights, bool of_a, int count, uint32_t* keys) {
+    for (int i = static_cast<int>(threadIdx.x); i < (count + fv::kWarp - 1) / fv::kWarp * fv::kWarp; i += kTileThreads) {
+        const int token = of_a ? sides.token_a(i) : sides.token_b(i);
+        keys[i] = i < count ? __float_as_uint(__ldcg(weights + token)) : fv::kAbsent;
+    }
+    __syncthreads();
+}
+
 template <class E, bool kCriteria>
 __device__ __forceinline__ void match_tiles(const MatchParams& p) {
     extern __shared__ float4 shared_quads[];
@@ -240,193 +256,270 @@ __device__ __forceinline__ void match_tiles(const MatchParams& p) {
     __shared__ fv::OrderScratch scratch;
     __shared__ uint32_t extremes[2];
     __shared__ bool is_last;
+    __shared__ int asking;  // at once: tokens of B that choose again
 
     constexpr int kRowsAtOnce = kTileThreads / fv::kTeam;  // 16
     constexpr int kLoads = kTileRows / kRowsAtOnce;
 
     const int64_t image = static_cast<int>(blockIdx.x) / p.tiles;
-    const int block_tile = static_cast<int>(blockIdx.x) % p.tiles;
     const int thread = static_cast<int>(threadIdx.x);
     const fv::Sides sides(p);
-    const bool from_a = p.direction != fv::kBack;
-    // Queries choose, candidates are chosen. Both are counted without special tokens.
-    const int queries = from_a ? sides.a() : sides.b();
-    const int candidates = from_a ? sides.b() : sides.kept_a;
-    int32_t* groups = p.groups + image * p.tokens;
-    int32_t* stays = p.stays + image * sides.all_a;
-    float* weights = p.weights + image * p.tokens;
-    const auto query_token = [&](int i) { return from_a ? sides.token_a(i) : sides.token_b(i); };
+    const bool at_once = p.direction == fv::kAtOnce;
+    // What the block is at lies in shared memory: in registers it would not fit beside the sums.
+    const auto here = [&](auto* array, int count) { return array + static_cast<int64_t>(tile.image) * count; };
+    // Queries choose, candidates are chosen. Both are counted without special tokens. At once, those of B that choose again are
+    // listed where the plan's members will be.
+    const auto query_token = [&](int i) {
+        return tile.from_a ? sides.token_a(i) : at_once ? here(p.members, p.tokens)[i] : sides.token_b(i);
+    };
+    if (thread == 0) {
+        tile.image = static_cast<int>(image);
+        tile.from_a = p.direction != fv::kBack;
+        // Whole groups, shared evenly over the tiles: 8 rows, 16 columns.
+        const int block_tile = static_cast<int>(blockIdx.x) % p.tiles;
+        const int queries = tile.from_a ? sides.a() : sides.b();
+        const int query_groups = (queries + 7) / 8;
+        tile.first_query = 8 * share(query_groups, p.tiles, block_tile);
+        tile.end_query = min(8 * share(query_groups, p.tiles, block_tile + 1), queries);
+    }
+    __syncthreads();
 
     const fv::MetricRows<E> metric(p, image);
     if constexpr (kCriteria) {
         fv::find_extremes(p, image, extremes);
     }
 
-    // Whole groups, shared evenly over the tiles: 8 rows, 16 columns.
-    const int query_groups = (queries + 7) / 8;
-    const int first_query = 8 * share(query_groups, p.tiles, block_tile);
-    const int a_here = share(query_groups, p.tiles, block_tile + 1) - first_query / 8;
-    const int end_query = min(first_query + 8 * a_here, queries);
-    const int candidate_groups = (candidates + 15) / 16;
-    const int steps = (candidate_groups + kColumns - 1) / kColumns;
-
-    if (thread < kTileA) {
-        best[thread] = 0;
-    }
-    __syncthreads();
-
     const int lane_a = fv::lane_id() / fv::kTeam + 4 * (fv::warp_id() / 2);  // [0, 8)
     const int lane_b = fv::lane_id() % fv::kTeam + 8 * (fv::warp_id() % 2);  // [0, 16)
     const int column = thread % fv::kTeam * 4;
-    fv::Best seen;
+    auto* keys = reinterpret_cast<uint32_t*>(shared_quads);
 #pragma unroll 1
-    for (int step = steps - 1; step >= 0; --step) {
-        const int first_candidate = 16 * share(candidate_groups, steps, step);
-        const int end_candidate = min(16 * share(candidate_groups, steps, step + 1), candidates);
-        const int b_here = (end_candidate - first_candidate + 15) / 16;
-        if (thread < kTileRows) {
-            const bool asks = thread < kTileA;
-            const int index = asks ? first_query + thread : first_candidate + thread - kTileA;
-            const bool held = asks ? index < end_query : index < end_candidate;
-            // Back: the list of the launch before.
-            const int token = !held                                  ? -1
-                              : asks                                 ? query_token(index)
-                              : from_a                               ? sides.token_b(index)
-                                                                     : 2 * __ldg(stays + index);
-            tile.token[thread] = token;
-            tile.scale[thread] = held ? 1.0f : 0.0f;
-            if constexpr (kCriteria) {
-                tile.criterion[thread] = held ? fv::criterion_of(p, image, token, extremes) : 1.0f;
-            }
+    for (bool first = true;; first = false) {
+        const int a_here = (tile.end_query - tile.first_query + 7) / 8;
+        const int candidates = tile.from_a ? sides.b() : sides.kept_a;
+        const int candidate_groups = (candidates + 15) / 16;
+        const int steps = (candidate_groups + kColumns - 1) / kColumns;
+        if (thread < kTileA) {
+            best[thread] = 0;
         }
         __syncthreads();
 
-        float sums[4][kColumns];
-        // Again where a row's squares left the range of f32.
+        fv::Best seen;
 #pragma unroll 1
-        for (bool odd = true; odd;) {
-            float squares[kLoads];
-#pragma unroll
-            for (int load = 0; load < kLoads; ++load) {
-                squares[load] = 0.0f;
-            }
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-#pragma unroll
-                for (int j = 0; j < kColumns; ++j) {
-                    sums[i][j] = 0.0f;
-                }
-            }
-#pragma unroll 1
-            for (int start = 0; start < p.width; start += kChunk) {
-#pragma unroll
-                for (int load = 0; load < kLoads; ++load) {
-                    const int row = load * kRowsAtOnce + thread / fv::kTeam;
-                    const int token = tile.token[row];
-                    const float scale = tile.scale[row];
-                    float v[4] = {};
-                    if (token >= 0) {
-                        metric.template add<4, 1>(p.wide != 0, token, start + column, v);
-                    }
-#pragma unroll
-                    for (int i = 0; i < 4; ++i) {
-                        v[i] *= scale;
-                        squares[load] = __fmaf_rn(v[i], v[i], squares[load]);
-                    }
-                    *reinterpret_cast<float4*>(chunk + row * kChunkWords + column) = make_float4(v[0], v[1], v[2], v[3]);
-                }
-                __syncthreads();
-                fv::add_products_of<1>(a_here, b_here, chunk + lane_a * kChunkWords, 8 * kChunkWords,
-                                       chunk + (kTileA + lane_b) * kChunkWords, 16 * kChunkWords,
-                                       (min(kChunk, p.width - start) + 3) / 4, sums);
-                __syncthreads();
-            }
-#pragma unroll
-            for (int load = 0; load < kLoads; ++load) {
-                const float of_row = fv::team_add(squares[load]);
-                if (column == 0) {
-                    tile.squares[load * kRowsAtOnce + thread / fv::kTeam] = of_row;
+        for (int step = steps - 1; step >= 0; --step) {
+            const int first_candidate = 16 * share(candidate_groups, steps, step);
+            const int end_candidate = min(16 * share(candidate_groups, steps, step + 1), candidates);
+            const int b_here = (end_candidate - first_candidate + 15) / 16;
+            if (thread < kTileRows) {
+                const bool asks = thread < kTileA;
+                const int index = asks ? tile.first_query + thread : first_candidate + thread - kTileA;
+                const bool held = asks ? index < tile.end_query : index < end_candidate;
+                // Back: the list of those of A that stay.
+                const int token = !held                                  ? -1
+                                  : asks                                 ? query_token(index)
+                                  : tile.from_a                          ? sides.token_b(index)
+                                                                         : 2 * __ldcg(here(p.stays, sides.all_a) + index);
+                tile.token[thread] = token;
+                tile.scale[thread] = held ? 1.0f : 0.0f;
+                if constexpr (kCriteria) {
+                    tile.criterion[thread] = held ? fv::criterion_of(p, tile.image, token, extremes) : 1.0f;
                 }
             }
             __syncthreads();
-            odd = __syncthreads_or(thread < kTileRows && tile.scale[thread] == 1.0f &&
-                                   fv::needs_scale(tile.squares[thread])) != 0;
-            if (odd) {
-                scale_rows(metric, p.wide != 0, tile);
-            }
-        }
-        if (thread < kTileRows) {
-            tile.inverse[thread] = fv::inverse_length(tile.squares[thread], tile.scale[thread]);
-        }
-        __syncthreads();
 
+            float sums[4][kColumns];
+            // Again where a row's squares left the range of f32.
+#pragma unroll 1
+            for (bool odd = true; odd;) {
+                float squares[kLoads];
 #pragma unroll
-        for (int j = kColumns - 1; j >= 0; --j) {
-            const int candidate = first_candidate + lane_b + 16 * j;
-            if (candidate < end_candidate) {
-                const int b = kTileA + lane_b + 16 * j;
-                const float inverse = tile.inverse[b];
-                const float criterion = kCriteria ? tile.criterion[b] : 1.0f;
+                for (int load = 0; load < kLoads; ++load) {
+                    squares[load] = 0.0f;
+                }
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
-                    const int a = lane_a + 8 * i;
-                    // The product of the two inverses first: forth and back give a pair the same bits.
-                    float score = __fmul_rn(sums[i][j], __fmul_rn(tile.inverse[a], inverse));
-                    if constexpr (kCriteria) {
-                        score = fv::criterion_of_cosine(score, p.attraction, p.similarity_exponent) *
-                                __fmul_rn(tile.criterion[a], criterion);
+#pragma unroll
+                    for (int j = 0; j < kColumns; ++j) {
+                        sums[i][j] = 0.0f;
                     }
-                    seen.see(i, score, first_candidate / 16 + j);
+                }
+#pragma unroll 1
+                for (int start = 0; start < p.width; start += kChunk) {
+#pragma unroll
+                    for (int load = 0; load < kLoads; ++load) {
+                        const int row = load * kRowsAtOnce + thread / fv::kTeam;
+                        const int token = tile.token[row];
+                        const float scale = tile.scale[row];
+                        float v[4] = {};
+                        if (token >= 0) {
+                            metric.template add<4, 1>(p.wide != 0, token, start + column, v);
+                        }
+#pragma unroll
+                        for (int i = 0; i < 4; ++i) {
+                            v[i] *= scale;
+                            squares[load] = __fmaf_rn(v[i], v[i], squares[load]);
+                        }
+                        *reinterpret_cast<float4*>(chunk + row * kChunkWords + column) = make_float4(v[0], v[1], v[2], v[3]);
+                    }
+                    __syncthreads();
+                    fv::add_products_of<1>(a_here, b_here, chunk + lane_a * kChunkWords, 8 * kChunkWords,
+                                           chunk + (kTileA + lane_b) * kChunkWords, 16 * kChunkWords,
+                                           (min(kChunk, p.width - start) + 3) / 4, sums);
+                    __syncthreads();
+                }
+#pragma unroll
+                for (int load = 0; load < kLoads; ++load) {
+                    const float of_row = fv::team_add(squares[load]);
+                    if (column == 0) {
+                        tile.squares[load * kRowsAtOnce + thread / fv::kTeam] = of_row;
+                    }
+                }
+                __syncthreads();
+                odd = __syncthreads_or(thread < kTileRows && tile.scale[thread] == 1.0f &&
+                                       fv::needs_scale(tile.squares[thread])) != 0;
+                if (odd) {
+                    scale_rows(metric, p.wide != 0, tile);
                 }
             }
+            if (thread < kTileRows) {
+                tile.inverse[thread] = fv::inverse_length(tile.squares[thread], tile.scale[thread]);
+            }
+            __syncthreads();
+
+#pragma unroll
+            for (int j = kColumns - 1; j >= 0; --j) {
+                const int candidate = first_candidate + lane_b + 16 * j;
+                if (candidate < end_candidate) {
+                    const int b = kTileA + lane_b + 16 * j;
+                    const float inverse = tile.inverse[b];
+                    const float criterion = kCriteria ? tile.criterion[b] : 1.0f;
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                        const int a = lane_a + 8 * i;
+                        // The product of the two inverses first: forth and back give a pair the same bits.
+                        float score = __fmul_rn(sums[i][j], __fmul_rn(tile.inverse[a], inverse));
+                        if constexpr (kCriteria) {
+                            score = fv::criterion_of_cosine(score, p.attraction, p.similarity_exponent) *
+                                    __fmul_rn(tile.criterion[a], criterion);
+                        }
+                        sums[i][j] = score;
+                        seen.see(i, score, first_candidate / 16 + j);
+                    }
+                }
+            }
+            if (at_once && tile.from_a) {
+#pragma unroll
+                for (int j = 0; j < kColumns; ++j) {
+                    const int candidate = first_candidate + lane_b + 16 * j;
+                    uint32_t key = fv::kAbsent;
+                    int row = lane_a;
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                        const bool held = lane_a + 8 * i < tile.end_query - tile.first_query;
+                        const uint32_t mine = held ? fv::order_key(sums[i][j]) : fv::kAbsent;
+                        row = mine > key ? lane_a + 8 * i : row;
+                        key = max(key, mine);
+                    }
+                    unsigned long long of_column = key == fv::kAbsent ? 0 : fv::packed_choice(key, tile.first_query + row);
+                    // Lanes that hold the same candidate are a team apart.
+#pragma unroll
+                    for (int offset = fv::kTeam; offset < fv::kWarp; offset *= 2) {
+                        of_column = max(of_column, __shfl_xor_sync(fv::kFullWarp, of_column, offset));
+                    }
+                    if (fv::lane_id() < fv::kTeam && candidate < end_candidate && of_column != 0) {
+                        // A maximum of integers: the order does not show.
+                        atomicMax(here(p.chosen, sides.all_b) + candidate, of_column);
+                    }
+                }
+            }
+            // The next step's tokens replace these.
+            __syncthreads();
         }
-        // The next step's tokens replace these.
+
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            // A lane without candidates has nothing to offer.
+            const unsigned long long of_team = fv::team_best(lane_b < candidates ? seen.packed(i, lane_b, 16) : 0ull);
+            if (fv::lane_id() % fv::kTeam == 0) {
+                // A maximum of integers: the order does not show.
+                atomicMax(best + lane_a + 8 * i, of_team);
+            }
+        }
+        __syncthreads();
+        if (tile.first_query + thread < tile.end_query) {
+            const int token = query_token(tile.first_query + thread);
+            const unsigned long long mine = best[thread] == 0 ? fv::kNobody : best[thread];
+            // Until the order is known, the plan's arrays hold everyone's key and partner.
+            here(p.weights, p.tokens)[token] = __uint_as_float(fv::key_of_packed(mine));
+            here(p.groups, p.tokens)[token] = fv::index_of_packed(mine) + (tile.from_a ? sides.special_b : 0);
+        }
+        if (first) {
+            __threadfence();
+            __syncthreads();
+            if (thread == 0) {
+                is_last = atomicAdd(here(p.arrived, 1), 1u) + 1 == static_cast<uint32_t>(p.tiles);
+            }
+            __syncthreads();
+            if (!is_last) {
+                return;
+            }
+            __threadfence();
+            if (thread == 0) {
+                *here(p.arrived, 1) = 0;
+            }
+            int32_t* groups = here(p.groups, p.tokens);
+            float* weights = here(p.weights, p.tokens);
+            if (tile.from_a) {
+                load_keys(sides, weights, true, sides.a(), keys);
+                fv::place_a(p, sides, keys, [&](int i) { return __ldcg(groups + sides.token_a(i)); }, groups,
+                             here(p.stays, sides.all_a), scratch);
+            }
+            if (!at_once) {
+                break;
+            }
+            // Whoever of B chose one of A that stays keeps to it: it is the best of fewer, too. The others choose again.
+            unsigned long long* chosen = here(p.chosen, sides.all_b);
+            int32_t* again = here(p.members, p.tokens);
+            if (thread == 0) {
+                asking = 0;
+            }
+            __syncthreads();
+            for (int j = thread; j < sides.b(); j += kTileThreads) {
+                const unsigned long long packed = __ldcg(chosen + j);
+                chosen[j] = 0;
+                const int i = packed == 0 ? 0 : fv::index_of_packed(packed);
+                const int token = sides.token_b(j);
+                if (packed != 0 && (scratch.leaves[i / fv::kWarp] >> (i % fv::kWarp) & 1u) != 0) {
+                    // In any order: nobody's choice depends on who else is asked.
+                    again[atomicAdd(&asking, 1)] = token;
+                } else {
+                    weights[token] = __uint_as_float(fv::key_of_packed(packed == 0 ? fv::kNobody : packed));
+                    groups[token] = packed == 0 ? 0 : groups[sides.token_a(i)] - p.special;
+                }
+            }
+            __syncthreads();
+        }
+        const int next = first ? 0 : tile.first_query + kTileA;
+        __syncthreads();
+        if (next >= asking) {
+            break;
+        }
+        if (thread == 0) {
+            tile.from_a = false;
+            tile.first_query = next;
+            tile.end_query = min(next + kTileA, asking);
+        }
         __syncthreads();
     }
 
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        // A lane without candidates has nothing to offer.
-        const unsigned long long of_team = fv::team_best(lane_b < candidates ? seen.packed(i, lane_b, 16) : 0ull);
-        if (fv::lane_id() % fv::kTeam == 0) {
-            // A maximum of integers: the order does not show.
-            atomicMax(best + lane_a + 8 * i, of_team);
-        }
-    }
-    __syncthreads();
-    if (first_query + thread < end_query) {
-        const int token = query_token(first_query + thread);
-        const unsigned long long mine = best[thread] == 0 ? fv::kNobody : best[thread];
-        // Until the order is known, the plan's arrays hold everyone's key and partner.
-        weights[token] = __uint_as_float(fv::key_of_packed(mine));
-        groups[token] = fv::index_of_packed(mine) + (from_a ? sides.special_b : 0);
-    }
-    __threadfence();
-    __syncthreads();
-    if (thread == 0) {
-        is_last = atomicAdd(p.arrived + image, 1u) + 1 == static_cast<uint32_t>(p.tiles);
-    }
-    __syncthreads();
-    if (!is_last) {
-        return;
-    }
-    __threadfence();
-    if (thread == 0) {
-        p.arrived[image] = 0;
-    }
-
-    auto* keys = reinterpret_cast<uint32_t*>(shared_quads);
-    for (int i = thread; i < (queries + fv::kWarp - 1) / fv::kWarp * fv::kWarp; i += kTileThreads) {
-        keys[i] = i < queries ? __float_as_uint(__ldcg(weights + query_token(i))) : fv::kAbsent;
-    }
-    __syncthreads();
-    if (from_a) {
-        fv::place_a(p, sides, keys, [&](int i) { return __ldcg(groups + sides.token_a(i)); }, groups, stays, scratch);
-    } else {
+    int32_t* groups = here(p.groups, p.tokens);
+    if (p.direction == fv::kBack || at_once) {
+        const float* weights = here(p.weights, p.tokens);
+        load_keys(sides, weights, false, sides.b(), keys);
         fv::place_b(p, sides, keys, groups);
     }
     if (p.direction != fv::kForth) {
-        fv::write_plan(p, image, groups, p.members + image * p.tokens, reinterpret_cast<int*>(shared_quads),
+        fv::write_plan(p, tile.image, groups, here(p.members, p.tokens), reinterpret_cast<int*>(shared_quads),
                        scratch.totals);
     }
 }

@@ -3,9 +3,13 @@
 // Maths:   h = gelu(LN(x) Wh^T + bh);  m = mean over an image's tokens of h[C/2:];  a = gelu([h[:C/2], m] W1^T + b1);
 //          z = gelu(a W2^T + b2);  u = z W3^T + b3;  score = u0 - log(e^u0 + e^u1). GELU is the exact one. Sums, means and
 //          all from z on in f32; LN(x), h, m and a are rounded to the storage type.
+//          With a plan, an image's last block to arrive selects by the scores as select.cu does: the special tokens, then the
+//          `keep` best in descending order. The counter of arrivals is atomic, what that block computes does not depend on
+//          who it is.
 // Shapes:  x (B, N, C), last axis contiguous, special tokens already left out;  Wh (C, C), W1 (C/2, C), W2 (C/4, C/2),
 //          W3 (2, C/4), halves rounded down;  local (B, N, C/2);  partial (B, tiles, C - C/2) f32: the sums of h[C/2:] over
-//          64 tokens each;  scores (B, special + N) f32. C from 4 to 1,024.
+//          64 tokens each;  scores (B, special + N) f32;  the plan as src/plan.rs. C from 4 to 1,024; with a plan,
+//          special + N to 512.
 // Launch:  hidden: grid (B*ceil(N/64), ceil(C/64)), block 128, static shared memory. score: grid B*ceil(N/32), block 128,
 //          dynamic shared memory for a tile of a, the means and two steps of the products: 27 KiB + 2C + 16(C + 80) bytes in
 //          halves, twice the last in f32. The half of h that only its mean is wanted of is never written.
@@ -16,6 +20,8 @@
 #include <cstddef>
 
 #include "activation.cuh"
+#include "order.cuh"
+#include "sort.cuh"
 #include "tile.cuh"
 
 namespace {
@@ -47,16 +53,24 @@ struct ScoreParams {
     const void* last_weight;    // (2, C/4)
     const void* last_bias;      // (2) or null
     float* scores;              // (B, special + N)
+    int32_t* offsets;           // (B, M+1), the plan of who is kept, M = special + keep; null: only scores
+    int32_t* members;           // (B, special + N)
+    float* weights;             // (B, special + N)
+    int32_t* groups;            // (B, special + N)
+    uint32_t* arrived;          // (B): 0 before and after every launch; null without a plan
     int32_t tokens;   // N
     int32_t width;    // C
     int32_t tiles;    // of partial
     int32_t special;
+    int32_t keep;     // tokens beside the special ones that the plan keeps
+    int32_t reserved;
 };
-static_assert(sizeof(ScoreParams) == 88 && offsetof(ScoreParams, scores) == 64 && offsetof(ScoreParams, tokens) == 72,
+static_assert(sizeof(ScoreParams) == 136 && offsetof(ScoreParams, scores) == 64 && offsetof(ScoreParams, tokens) == 112,
               "the launcher's layout");
 
 constexpr int kHiddenRows = 64;
 constexpr int kScoreRows = 32;
+constexpr int kSelectTokens = 512;
 
 template <class E>
 struct GeluFor {
@@ -293,6 +307,58 @@ struct ResidentRows {
     __device__ __forceinline__ int stride() const { return bytes; }
 };
 
+// The plan of one image, select.cu's with nobody fused. `keys`: 16-byte aligned, room for kSelectTokens and a bit for each. By all
+// threads of a block.
+__device__ __forceinline__ void select_kept(const ScoreParams& p, int64_t image, uint32_t* keys) {
+    const int thread = static_cast<int>(threadIdx.x);
+    const int all = p.special + p.tokens;
+    const int padded = (all + fv::kWarp - 1) / fv::kWarp * fv::kWarp;
+    const int kept = p.special + p.keep;
+    const float* scores = p.scores + image * all;
+    int32_t* offsets = p.offsets + image * (kept + 1);
+    int32_t* members = p.members + image * all;
+    float* weights = p.weights + image * all;
+    int32_t* groups = p.groups + image * all;
+    uint32_t* leaves = keys + kSelectTokens;  // a bit a token
+
+    for (int token = thread; token < padded; token += fv::kTileThreads) {
+        // Other blocks wrote these scores during this launch.
+        keys[token] = token >= p.special && token < all ? fv::order_key(__ldcg(scores + token)) : fv::kAbsent;
+    }
+    for (int i = thread; i <= kept; i += fv::kTileThreads) {
+        offsets[i] = i;
+    }
+    __syncthreads();
+    for (int first = fv::warp_id() * fv::kWarp; first < padded; first += fv::kTileThreads) {
+        const int token = first + fv::lane_id();
+        const int rank = fv::rank_among(keys, padded, first, keys[token]);
+        const bool goes = token >= p.special && token < all && rank >= p.keep;
+        const uint32_t word = __ballot_sync(fv::kFullWarp, goes);
+        if (fv::lane_id() == 0) {
+            leaves[first / fv::kWarp] = word;
+        }
+        if (token < all && !goes) {
+            const int place = token < p.special ? token : p.special + rank;
+            members[place] = token;
+            weights[place] = 1.0f;
+            groups[token] = place;
+        }
+    }
+    __syncthreads();
+    for (int token = thread; token < padded; token += fv::kTileThreads) {
+        const uint32_t word = leaves[token / fv::kWarp];
+        if ((word >> fv::lane_id() & 1u) != 0) {
+            int place = kept + __popc(word & fv::lanes_below());
+            for (int below = 0; below < token / fv::kWarp; ++below) {
+                place += __popc(leaves[below]);
+            }
+            members[place] = -1;
+            weights[place] = 0.0f;
+            groups[token] = -1;
+        }
+    }
+}
+
 template <class E, bool kWide>
 __device__ __forceinline__ void score_tile(const ScoreParams& p) {
     using Storage = typename E::Storage;
@@ -375,6 +441,24 @@ __device__ __forceinline__ void score_tile(const ScoreParams& p) {
         const float behind = drop - keep;
         scores[p.special + token + row] = -(fmaxf(behind, 0.0f) + log1pf(expf(-fabsf(behind))));
     }
+    if (p.offsets == nullptr) {
+        return;
+    }
+    __shared__ bool is_last;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        is_last = atomicAdd(p.arrived + image, 1u) + 1 == static_cast<uint32_t>(tiles);
+    }
+    __syncthreads();
+    if (!is_last) {
+        return;
+    }
+    __threadfence();
+    if (threadIdx.x == 0) {
+        p.arrived[image] = 0;
+    }
+    select_kept(p, image, reinterpret_cast<uint32_t*>(score_shared));
 }
 
 }  // namespace

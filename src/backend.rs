@@ -375,6 +375,18 @@ pub trait Backend: Send + Sync {
         predictor: &Predictor<Self::Tensor>,
         special: usize,
     ) -> Result<Self::Tensor>;
+    /// The plan that keeps the special tokens and the `keep` others that [`Backend::keep_scores`] rates highest, in descending
+    /// order: [`Backend::select`] by those scores, nobody fused.
+    fn keep_predicted(
+        &self,
+        x: &Self::Tensor,
+        predictor: &Predictor<Self::Tensor>,
+        special: usize,
+        keep: usize,
+    ) -> Result<Self::Plan> {
+        let class_scores = &self.keep_scores(x, predictor, special)?;
+        self.select(&Select { class_scores, special, keep, fuse: false })
+    }
     /// The plan of a selection in place.
     fn keep_in_place(&self, keep: &KeepInPlace<'_, Self::Tensor>) -> Result<Self::Plan>;
     /// What a linear selector (SViTE, its weight (1, C)) says of each token of (B, N, C), plus `noise` (B, N) if there is any:

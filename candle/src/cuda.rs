@@ -16,7 +16,7 @@ use foveate::{
         attention::{AttentionPointers, ScorePointers, Split, attention_raw, needs_log_sum_exp},
         matching::{
             Attraction as RawAttraction, MatchingPointers, MatchingScratch, Metric as RawMetric,
-            Weighting as RawWeighting, match_tokens_raw,
+            Weighting as RawWeighting, chosen_values, match_tokens_raw,
         },
         merge::{MergePointers, merge_raw, unmerge_raw},
         select::{Selection, select_raw},
@@ -244,6 +244,7 @@ unsafe fn attend(
                 received: address(received.as_ref()),
                 log_sum_exp: address(sums.as_ref()),
             },
+            pool: None,
         };
         // SAFETY: candle's tensors lie within their memory, which lives in the stream's context, initialised; the caller
         // vouches for their types and guards, those of the results are above; results are new memory.
@@ -389,16 +390,19 @@ pub(crate) fn matching(
     // More merges than tokens are refused by the launcher, which names both.
     let mut plan = CudaPlan::new(device, batch, tokens, tokens.saturating_sub(merges).max(1))?;
     let mut arrived = device.alloc_zeros::<u32>(batch)?;
+    let choices = if both_ways { chosen_values(batch, tokens) } else { 0 };
+    let mut chosen = device.alloc_zeros::<u64>(choices.max(1))?;
     // SAFETY: plain numbers, which the kernels write before they read them.
     let mut stays = unsafe { device.alloc::<i32>(batch.saturating_mul(tokens.div_ceil(2)))? };
     {
         let stream = &*call.stream;
         let (arrived, _arrived) = arrived.device_ptr_mut(stream);
         let (stays, _stays) = stays.device_ptr_mut(stream);
-        let scratch = MatchingScratch { arrived, stays, batch, tokens };
+        let (chosen, _chosen) = chosen.device_ptr_mut(stream);
+        let scratch = MatchingScratch { arrived, stays, chosen, batch, tokens };
         let (plan, _plan) = plan.write(stream);
         // SAFETY: candle's tensors lie within their memory, which lives in the stream's context, initialised, of the types that
-        // were checked; their guards live; plan and scratch are new memory of their extents, the counters cleared.
+        // were checked; their guards live; plan and scratch are new memory of their extents, counters and choices cleared.
         unsafe { match_tokens_raw(&call.device, stream, call.dtype, &pointers, scratch, &plan) }
             .map_err(wrap)?;
     }

@@ -20,6 +20,7 @@ struct MatchParams {
     int32_t* groups;                // (B, N)
     uint32_t* arrived;              // (B): 0 before and after every launch; unused by the resident kernel
     int32_t* stays;                 // (B, (N+1)/2): both ways, from forth to back
+    unsigned long long* chosen;     // (B, N/2): 0 before and after every launch; at once, whom each of B chooses among all of A
     int64_t metric_batch_stride, metric_token_stride;
     int64_t informativeness_batch_stride, informativeness_head_stride;
     int64_t received_batch_stride, received_head_stride;
@@ -31,21 +32,22 @@ struct MatchParams {
     int32_t forward;                // of which from A
     int32_t informativeness_heads;
     int32_t received_heads;
-    int32_t direction;              // kOneWay, kForth or kBack
+    int32_t direction;              // kOneWay, kForth, kBack or kAtOnce
     int32_t attraction;             // kCosine, or how the similarity enters the product of criteria
     int32_t wide;                   // rows take 16-byte accesses
     int32_t padded_width;           // D rounded up to 8: columns of a resident row
     int32_t tiles;                  // tiles kernel: blocks an image
     float similarity_exponent, informativeness_exponent, size_exponent;
 };
-static_assert(sizeof(MatchParams) == 200 && offsetof(MatchParams, metric_batch_stride) == 88 &&
-                  offsetof(MatchParams, heads) == 136 && offsetof(MatchParams, similarity_exponent) == 188,
+static_assert(sizeof(MatchParams) == 208 && offsetof(MatchParams, metric_batch_stride) == 96 &&
+                  offsetof(MatchParams, heads) == 144 && offsetof(MatchParams, similarity_exponent) == 196,
               "the launcher's layout");
 
-// MatchParams::direction. Both ways are two launches, forth and back.
+// MatchParams::direction. Both ways are one launch, or two, forth and back.
 constexpr int kOneWay = 0;
 constexpr int kForth = 1;
 constexpr int kBack = 2;
+constexpr int kAtOnce = 3;
 // MatchParams::attraction.
 constexpr int kCosine = 0;
 constexpr int kLinear = 1;

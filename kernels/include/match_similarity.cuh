@@ -192,6 +192,11 @@ __device__ __forceinline__ void add_products_of(int a_count, int b_count, const 
     }
 }
 
+// A key and the index of who has it as one number that ascends with precedence.
+__device__ __forceinline__ unsigned long long packed_choice(uint32_t key, int index) {
+    return static_cast<unsigned long long>(key) << 32 | (0xffffffffu - static_cast<uint32_t>(index));
+}
+
 // The best of the candidates that one lane has seen for each of its four rows, in descending order of their index, so that >=
 // leaves the lowest of equals. NaN is never chosen: a row that has chosen nobody has seen nothing but NaN, or nothing.
 // A candidate is remembered by its number in the order of this lane, 16 bits, two rows a register: 12 registers for these
@@ -222,7 +227,7 @@ struct Best {
         const bool none = number(row) == kNone;
         const uint32_t key = none ? kNanKey : order_key(scores[row]);
         const int index = none ? first : first + static_cast<int>(number(row)) * step;
-        return static_cast<unsigned long long>(key) << 32 | (0xffffffffu - static_cast<uint32_t>(index));
+        return packed_choice(key, index);
     }
 };
 

@@ -4,11 +4,12 @@ use bytemuck::{Pod, Zeroable};
 use cudarc::driver::{CudaStream, CudaView, CudaViewMut, DeviceRepr, SyncOnDrop};
 
 use super::{
-    DType, Device, DevicePointer, Element, Strided,
+    DType, Device, DevicePointer, Element, PlanPointers, Strided,
     borrow::Borrow,
     image::{Kernel, Module, TypedKernels},
     launch::{Grid, int, launch_grid},
     nvtx,
+    select::Selection,
     strided::{WIDE_BYTES, check_pointer, is_wide},
 };
 use crate::{
@@ -20,6 +21,9 @@ const OP: &str = "keep_scores";
 
 /// The widest tokens: a tile of the middle layer stays in shared memory.
 pub const MOST_WIDTH: usize = 1024;
+
+/// The most tokens of an image, special ones included, among which the second kernel selects.
+pub const MOST_SELECTED: usize = 512;
 
 /// Tokens of a block of each kernel, and columns of a tile.
 const HIDDEN_ROWS: usize = 64;
@@ -65,16 +69,20 @@ struct ScoreParams {
     /// Weight and bias of the first, second and last layer.
     layers: [[DevicePointer; 2]; 3],
     scores: DevicePointer,
+    /// The plan's offsets, members, weights and groups, and the counters of arrivals.
+    plan: [DevicePointer; 5],
     tokens: i32,
     width: i32,
     tiles: i32,
     special: i32,
+    keep: i32,
+    reserved: i32,
 }
 
 const _: () = assert!(
-    size_of::<ScoreParams>() == 88
+    size_of::<ScoreParams>() == 136
         && std::mem::offset_of!(ScoreParams, scores) == 64
-        && std::mem::offset_of!(ScoreParams, tokens) == 72
+        && std::mem::offset_of!(ScoreParams, tokens) == 112
 );
 
 // SAFETY: plain integers in the kernel's layout, which both sides assert.
@@ -154,6 +162,20 @@ pub struct KeepScores {
     pub partial: DevicePointer,
     /// Where the scores go, (B, N) of `f32`.
     pub scores: DevicePointer,
+    /// Who is to be kept by them.
+    pub keep: Option<KeepPlan>,
+}
+
+/// A selection by the scores in the launch that computes them, of up to [`MOST_SELECTED`] tokens: what
+/// [`select`](super::select::select) would select, nobody fused.
+#[derive(Clone, Copy, Debug)]
+pub struct KeepPlan {
+    /// Tokens to keep beside the special ones.
+    pub keep: usize,
+    /// The plan, from N to `special + keep` tokens.
+    pub plan: PlanPointers,
+    /// (B) `u32`: 0 before the launch, and 0 again after it.
+    pub arrived: DevicePointer,
 }
 
 /// The logarithm of the probability with which each token of `x` (B, N, C) is to be kept, from token `special` on, into
@@ -184,7 +206,7 @@ pub fn keep_scores<T: Element>(
     let (local, _local) = borrow.write_row("scratch", &mut scratch.local, extents.local)?;
     let (partial, _partial) = borrow.write_row("scratch", &mut scratch.partial, extents.partial)?;
     let (scores, _scores) = borrow.write_row("scores", scores, batch.saturating_mul(tokens))?;
-    let arguments = KeepScores { x, predictor, special, local, partial, scores };
+    let arguments = KeepScores { x, predictor, special, local, partial, scores, keep: None };
     // SAFETY: every tensor lies within its view, or has as many values (checked above), and lives in the device's context;
     // what is written is borrowed mutably, so it is none of the others.
     unsafe { keep_scores_raw(device, stream, T::DTYPE, &arguments) }
@@ -220,7 +242,7 @@ pub unsafe fn keep_scores_raw(
     dtype: DType,
     arguments: &KeepScores,
 ) -> Result<()> {
-    let KeepScores { x, predictor, special, local, partial, scores } = arguments;
+    let KeepScores { x, predictor, special, local, partial, scores, keep } = arguments;
     let _range = nvtx::range(OP);
     device.check_stream(OP, stream)?;
     x.check(OP, "x", dtype)?;
@@ -249,6 +271,9 @@ pub unsafe fn keep_scores_raw(
     check_pointer(OP, "scratch", *local, dtype.bytes())?;
     check_pointer(OP, "scratch", *partial, 4)?;
     check_pointer(OP, "scores", *scores, 4)?;
+    if let Some(keep) = keep {
+        check_plan(keep, [batch, all], *special)?;
+    }
 
     let patches = x.tokens(&(*special..all), dtype);
     wide &= patches.wide(dtype);
@@ -282,13 +307,41 @@ pub unsafe fn keep_scores_raw(
         partial: *partial,
         layers: layers.map(|layer| [layer.weight, layer.bias.unwrap_or(0)]),
         scores: *scores,
+        plan: keep.map_or([0; 5], |KeepPlan { plan, arrived, .. }| {
+            [plan.offsets, plan.members, plan.weights, plan.groups, arrived]
+        }),
         tokens: params.tokens,
         width: params.width,
         tiles: params.tiles,
         special: int(OP, "special tokens", *special)?,
+        keep: int(OP, "tokens to keep", keep.map_or(0, |keep| keep.keep))?,
+        reserved: 0,
     };
     let shared_bytes = score_bytes(dtype, width) as u32;
     let grid = Grid { blocks: [blocks(tokens.div_ceil(SCORE_ROWS))?, 1, 1], block: THREADS, shared_bytes };
     // SAFETY: as above, for `ScoreParams`; what it reads of the first launch's has been written by then.
     unsafe { launch_grid(stream, kernels.score[narrow].pick(dtype), grid, &params) }
+}
+
+/// Checks a selection among `all` tokens.
+fn check_plan(keep: &KeepPlan, [batch, all]: [usize; 2], special: usize) -> Result<()> {
+    let &KeepPlan { keep, plan, arrived } = keep;
+    if all > MOST_SELECTED {
+        return Err(Error::argument(
+            OP,
+            format!("{all} tokens, at most {MOST_SELECTED} are selected among on the way"),
+        ));
+    }
+    let left = Selection { special, keep, fuse: false }.tokens_out(all)?;
+    plan.check(OP, "plan")?;
+    if (plan.batch, plan.tokens_in, plan.tokens_out) != (batch, all, left) {
+        return Err(Error::argument(
+            OP,
+            format!(
+                "the plan holds {} images of {} tokens that become {}, expected {batch} of {all} that become {left}",
+                plan.batch, plan.tokens_in, plan.tokens_out
+            ),
+        ));
+    }
+    check_pointer(OP, "arrived", arrived, 4)
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use super::{Cost, Evidence, Host, Keep, Method, OwnWeights, Site, Step, quarter_blocks, spec, unsuitable};
 use crate::{
     Error, Result,
-    backend::{Backend, Pooling, ScoreRequest, Select},
+    backend::{Backend, Pooling, ScoreRequest},
 };
 
 /// Tokens are cut before some blocks: a predictor of the method's own, trained with the model, scores them, and the best
@@ -174,12 +174,7 @@ impl Method for DynamicVit {
         let predictor = predictors.get(cut);
         let predictor = predictor
             .ok_or_else(|| Error::argument("dynamicvit", format!("the model has no predictor {cut}")))?;
-        let scores = backend.keep_scores(evidence.tokens, predictor, evidence.special)?;
-        backend.select(&Select {
-            class_scores: &scores,
-            special: evidence.special,
-            keep: evidence.step.tokens - evidence.special,
-            fuse: false,
-        })
+        let keep = evidence.step.tokens - evidence.special;
+        backend.keep_predicted(evidence.tokens, predictor, evidence.special, keep)
     }
 }

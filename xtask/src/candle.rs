@@ -46,7 +46,7 @@ pub(crate) fn candle() -> Result<bool, String> {
         .env("NVCC", this)
         .env(stand_in::WANTED, &nvcc.path)
         .env("CUDA_COMPUTE_CAP", stand_in::ARCHITECTURE)
-        .env("FOVEATE_CUDA_ARCHS", "80")
+        .env(crate::ARCHS.0, crate::ARCHS.1)
         .env("FOVEATE_REQUIRE_GPU", "1")
         // Where the linker looks, and the loader.
         .env("LIBRARY_PATH", library_path(&folder, env::var_os("LIBRARY_PATH").as_deref())?)

@@ -91,9 +91,8 @@ pub(crate) fn cargo(arguments: &[&str], nvcc: Option<&OsStr>) -> Result<(), Stri
     command.args(arguments);
     if let Some(nvcc) = nvcc {
         command.env("NVCC", nvcc);
-        if env::var_os("FOVEATE_CUDA_ARCHS").is_none() {
-            // The emulated device runs PTX: one architecture of machine code is enough.
-            command.env("FOVEATE_CUDA_ARCHS", "80");
+        if env::var_os(crate::ARCHS.0).is_none() {
+            command.env(crate::ARCHS.0, crate::ARCHS.1);
         }
     }
     match command.status() {

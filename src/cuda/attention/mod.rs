@@ -25,7 +25,8 @@ pub(super) use kernels::{AttentionKernels, permit_shared_memory, widened};
 use params::{launch_scores, launch_values};
 
 use super::{
-    DType, Device, DevicePlan, DevicePointer, Element, Strided, borrow::Borrow, nvtx, strided::check_pointer,
+    DType, Device, DevicePlan, DevicePointer, Element, PlanPointers, Strided, borrow::Borrow, nvtx,
+    strided::check_pointer,
 };
 use crate::{Error, Result};
 
@@ -97,6 +98,20 @@ pub struct AttentionPointers {
     pub split: Split,
     /// Where the scores go.
     pub scores: ScorePointers,
+    /// What becomes of the output's rows in the same launch; not together with scores.
+    pub pool: Option<PoolPointers>,
+}
+
+/// A plan by which the rows of the output are pooled, as [`merge`](super::merge) would: the second half of MCTF's attention of the
+/// fused tokens (section 3.3). The output itself is written all the same: blocks pass rows to each other there.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PoolPointers {
+    /// From N tokens to M.
+    pub plan: PlanPointers,
+    /// (B, M, H·D).
+    pub out: Strided<DevicePointer>,
+    /// (B·H) `u32`: 0 before the launch, and 0 again after it.
+    pub arrived: DevicePointer,
 }
 
 /// Where the scores asked for go, as addresses.
@@ -236,6 +251,7 @@ fn run<T: Element>(
             received: address(&received),
             log_sum_exp: address(&lse),
         },
+        pool: None,
     };
     // SAFETY: every tensor lies within its view (checked above and by the callers), which lives in the device's context and
     // whose guard outlives the launches; outputs are borrowed mutably, so they are none of the others; groups come from a
@@ -330,7 +346,32 @@ fn check(dtype: DType, arguments: &AttentionPointers) -> Result<usize> {
     if values.is_none() && *scores == ScorePointers::default() {
         return Err(Error::argument(OP, "neither values nor scores are asked for"));
     }
+    if let Some(pool) = &arguments.pool {
+        check_pool(dtype, arguments, pool)?;
+    }
     Ok(head_dim)
+}
+
+fn check_pool(dtype: DType, arguments: &AttentionPointers, pool: &PoolPointers) -> Result<()> {
+    let [images, tokens, width] = arguments.q.shape;
+    let PoolPointers { plan, out, arrived } = pool;
+    if arguments.values.is_none() || arguments.scores != ScorePointers::default() {
+        return Err(Error::argument(OP, "rows are pooled of an attention with values and without scores"));
+    }
+    plan.check(OP, "plan")?;
+    if (plan.batch, plan.tokens_in) != (images, tokens) {
+        return Err(Error::argument(
+            OP,
+            format!(
+                "the plan takes {} images of {} tokens, not {images} of {tokens}",
+                plan.batch, plan.tokens_in
+            ),
+        ));
+    }
+    out.check_output(OP, "pooled", dtype)?;
+    check_rows(OP, "pooled", out, dtype)?;
+    out.expect_shape(OP, "pooled", [images, plan.tokens_out, width])?;
+    check_pointer(OP, "arrived", *arrived, 4)
 }
 
 /// Checks queries and keys; gives the head dimension.

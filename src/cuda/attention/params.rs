@@ -33,22 +33,30 @@ struct Params {
     class_rows: DevicePointer,
     received: DevicePointer,
     log_sum_exp: DevicePointer,
+    pool_offsets: DevicePointer,
+    pool_members: DevicePointer,
+    pool_weights: DevicePointer,
+    pooled: DevicePointer,
+    arrived: DevicePointer,
     q_strides: [i64; 2],
     k_strides: [i64; 2],
     v_strides: [i64; 2],
     out_strides: [i64; 2],
+    pooled_strides: [i64; 2],
     tokens: i32,
     heads: i32,
     class_count: i32,
     head_dim: i32,
     scale: f32,
     block_tiles: i32,
+    pool_groups: i32,
+    reserved: i32,
 }
 
 const _: () = assert!(
-    size_of::<Params>() == 160
-        && std::mem::offset_of!(Params, q_strides) == 72
-        && std::mem::offset_of!(Params, tokens) == 136
+    size_of::<Params>() == 224
+        && std::mem::offset_of!(Params, q_strides) == 112
+        && std::mem::offset_of!(Params, tokens) == 192
 );
 
 // SAFETY: plain integers and floats in the kernels' layout, which both sides assert.
@@ -61,6 +69,8 @@ fn params(
     block_tiles: usize,
 ) -> Result<Params> {
     let (v, out) = arguments.values.unzip();
+    let pool = arguments.pool.as_ref();
+    let plan = pool.map(|pool| &pool.plan);
     let (class_rows, class_count) = scores.class_rows.unwrap_or_default();
     Ok(Params {
         q: arguments.q.data,
@@ -72,16 +82,24 @@ fn params(
         class_rows,
         received: scores.received.unwrap_or(0),
         log_sum_exp: scores.log_sum_exp.unwrap_or(0),
+        pool_offsets: plan.map_or(0, |plan| plan.offsets),
+        pool_members: plan.map_or(0, |plan| plan.members),
+        pool_weights: plan.map_or(0, |plan| plan.weights),
+        pooled: pool.map_or(0, |pool| pool.out.data),
+        arrived: pool.map_or(0, |pool| pool.arrived),
         q_strides: arguments.q.kernel_strides(),
         k_strides: arguments.k.kernel_strides(),
         v_strides: v.map_or([0; 2], |v| v.kernel_strides()),
         out_strides: out.map_or([0; 2], |out| out.kernel_strides()),
+        pooled_strides: pool.map_or([0; 2], |pool| pool.out.kernel_strides()),
         tokens: int(OP, "tokens", arguments.q.shape[1])?,
         heads: int(OP, "heads", arguments.heads)?,
         class_count: int(OP, "softmax rows", class_count)?,
         head_dim: int(OP, "values a head", head_dim)?,
         scale: arguments.scale,
         block_tiles: int(OP, "query tiles", block_tiles)?,
+        pool_groups: int(OP, "tokens of the plan", plan.map_or(0, |plan| plan.tokens_out))?,
+        reserved: 0,
     })
 }
 

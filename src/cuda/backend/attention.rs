@@ -4,10 +4,9 @@ use super::{
     super::{
         DType, DevicePointer, Strided,
         attention::{
-            AttentionPointers, Fold, ScorePointers, Split, attention_folded_raw, attention_raw,
+            AttentionPointers, Fold, PoolPointers, ScorePointers, Split, attention_folded_raw, attention_raw,
             needs_log_sum_exp,
         },
-        merge::{MergePointers, merge_raw},
     },
     Cuda, CudaPlan, CudaTensor,
 };
@@ -21,6 +20,16 @@ struct Packed {
     /// Query, key and, with three parts, value, (B, N, H·D) each.
     parts: Vec<Strided<DevicePointer>>,
     sizes: Option<DevicePointer>,
+}
+
+/// What an attention has beside queries and keys.
+#[derive(Default)]
+struct Parts {
+    /// Values, and where their result goes.
+    values: Option<(Strided<DevicePointer>, Strided<DevicePointer>)>,
+    /// The row of the values that each key has.
+    groups: Option<DevicePointer>,
+    pool: Option<PoolPointers>,
 }
 
 impl Cuda {
@@ -45,16 +54,16 @@ impl Cuda {
         Ok(Packed { parts: (0..parts).map(part).collect(), sizes: sizes.transpose()? })
     }
 
-    /// Attention in all its forms: with values and where their result goes, or for the scores alone.
+    /// Attention in all its forms: with values, or for the scores alone.
     fn attend(
         &self,
         op: &'static str,
         heads: &Heads<'_, CudaTensor>,
         packed: &Packed,
-        values: Option<(Strided<DevicePointer>, Strided<DevicePointer>)>,
-        groups: Option<DevicePointer>,
+        parts: Parts,
         request: ScoreRequest,
     ) -> Result<Scores<CudaTensor>> {
+        let Parts { values, groups, pool } = parts;
         let [batch, tokens, _] = packed.parts[0].shape;
         let room =
             |wanted: bool| wanted.then(|| self.empty(&[batch, heads.heads, tokens], DType::F32)).transpose();
@@ -81,6 +90,7 @@ impl Cuda {
                 received: address(&received),
                 log_sum_exp: address(&scratch),
             },
+            pool,
         };
         // SAFETY: as for `Backend` (see there); groups are those of a plan, whose indices are in range.
         unsafe { attention_raw(self.device(), self.stream(), self.dtype(), &arguments) }?;
@@ -96,7 +106,7 @@ impl Cuda {
         let packed = self.unpack(OP, qkv, 3)?;
         let out = self.empty(&packed.parts[0].shape, self.dtype())?;
         let values = Some((packed.parts[2], out.tokens(OP, "out")?));
-        let scores = self.attend(OP, qkv, &packed, values, None, request)?;
+        let scores = self.attend(OP, qkv, &packed, Parts { values, ..Parts::default() }, request)?;
         Ok((out, scores))
     }
 
@@ -110,7 +120,7 @@ impl Cuda {
             return Ok(Scores { class: None, received: None });
         }
         let packed = self.unpack(OP, qk, 2)?;
-        self.attend(OP, qk, &packed, None, None, request)
+        self.attend(OP, qk, &packed, Parts::default(), request)
     }
 
     pub(super) fn reduced_attention(
@@ -159,21 +169,17 @@ impl Cuda {
         }
         // Rows are pooled linearly: the product comes first, for all tokens, then the plan's weights.
         let rows = self.scratch(&[batch, tokens, width], self.dtype())?;
-        let product = rows.tokens(OP, "rows")?;
-        let values = Some((source, product));
-        self.attend(OP, qk, &packed, values, Some(pointers.groups), ScoreRequest::default())?;
-        let sizes = self.scratch(&reduced[..2], DType::F32)?;
-        let pooled = MergePointers {
-            x: product,
-            sizes: None,
-            plan: pointers,
-            pooling,
-            tokens_out: target,
-            sizes_out: sizes.pointer(),
-            norm: None,
-        };
-        // SAFETY: as for `Backend`.
-        unsafe { merge_raw(self.device(), self.stream(), self.dtype(), &pooled) }?;
+        let values = Some((source, rows.tokens(OP, "rows")?));
+        let heads = size_of::<u32>() * batch.saturating_mul(qk.heads);
+        let (arrived, _held) = self.inner.cleared.hold(&self.inner.space, heads)?;
+        let pool = Some(PoolPointers { plan: pointers, out: target, arrived });
+        self.attend(
+            OP,
+            qk,
+            &packed,
+            Parts { values, groups: Some(pointers.groups), pool },
+            ScoreRequest::default(),
+        )?;
         Ok(out)
     }
 }

@@ -1,13 +1,11 @@
 //! Bipartite matching into a plan.
 
-use std::sync::{Mutex, PoisonError};
-
 use super::{
     super::{
         DType, DevicePointer, Strided,
         matching::{
             Attraction as DeviceAttraction, MatchingPointers, MatchingScratch, Metric as DeviceMetric,
-            Weighting as DeviceWeighting, match_tokens_raw,
+            Weighting as DeviceWeighting, chosen_values, match_tokens_raw,
         },
     },
     Cuda, CudaPlan, CudaTensor,
@@ -19,10 +17,6 @@ use crate::{
 };
 
 const OP: &str = "matching";
-
-/// The kernels' counters, one an image: 0 between matchings, which follow each other on the backend's stream.
-#[derive(Debug, Default)]
-pub(super) struct Counters(Mutex<Option<Memory>>);
 
 impl Cuda {
     pub(super) fn match_tokens(&self, matching: &Matching<'_, CudaTensor>) -> Result<CudaPlan> {
@@ -75,15 +69,14 @@ impl Cuda {
         // More merges than tokens are refused by the launcher, which names both.
         let left = tokens.saturating_sub(matching.merges).max(1);
         let plan = self.empty_plan(batch, tokens, left)?;
-        // Held over the launch: two threads must not share counters between launches of one matching.
-        let mut counters = self.inner.counters.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = counters.take().filter(|memory| memory.bytes() >= 4 * batch);
-        let memory = known.map_or_else(|| Memory::upload(&self.inner.space, &vec![0_u32; batch]), Ok)?;
-        let memory = counters.insert(memory);
-        let stays = Memory::new(&self.inner.space, 4 * batch.saturating_mul(tokens.div_ceil(2)))?;
-        let (arrived, room) = (memory.pointer(), stays.pointer());
-        let scratch = MatchingScratch { arrived, stays: room, batch: memory.bytes() / 4, tokens };
-        // SAFETY: as for `Backend` (see there); the counters are 0 and this stream's alone.
+        // Choices, then counters.
+        let choices = size_of::<u64>() * chosen_values(batch, tokens);
+        let (chosen, _held) =
+            self.inner.cleared.hold(&self.inner.space, choices + size_of::<u32>() * batch)?;
+        let memory = Memory::new(&self.inner.space, 4 * batch.saturating_mul(tokens.div_ceil(2)))?;
+        let (arrived, stays) = (chosen + choices as DevicePointer, memory.pointer());
+        let scratch = MatchingScratch { arrived, stays, chosen, batch, tokens };
+        // SAFETY: as for `Backend` (see there); choices and counters are 0 and this stream's alone.
         unsafe {
             match_tokens_raw(self.device(), self.stream(), dtype, &pointers, scratch, &plan.pointers())
         }?;

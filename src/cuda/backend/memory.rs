@@ -107,6 +107,26 @@ impl Space {
     }
 }
 
+/// Memory that is 0 between launches, which follow each other on the backend's stream: kernels count there which of their blocks is
+/// the last, and clear it again.
+#[derive(Debug, Default)]
+pub(super) struct Cleared(Mutex<Option<Memory>>);
+
+impl Cleared {
+    /// At least `bytes` of it, for the one who holds the guard: two threads must not share it between the launches of an operation.
+    pub(super) fn hold(
+        &self,
+        space: &Arc<Space>,
+        bytes: usize,
+    ) -> Result<(DevicePointer, MutexGuard<'_, Option<Memory>>)> {
+        let mut held = lock(&self.0);
+        let known = held.take().filter(|memory| memory.bytes() >= bytes);
+        let memory = known.map_or_else(|| Memory::upload(space, &vec![0_u8; bytes]), Ok)?;
+        let pointer = held.insert(memory).pointer();
+        Ok((pointer, held))
+    }
+}
+
 /// Memory whose every use is enqueued on its space's stream. The driver's is freed there in order: no waiting and no events.
 /// On a driver without an asynchronous allocator freeing waits.
 pub(in super::super) struct Memory {

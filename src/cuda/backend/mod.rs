@@ -25,8 +25,9 @@ use cudarc::driver::CudaStream;
 pub use tensor::{CudaPlan, CudaTensor};
 
 pub(super) use ledger::Layout;
-use matching::Counters;
 pub(super) use memory::{Memory, Space, megabytes};
+
+use memory::Cleared;
 
 use super::{
     Blas, DType, Device, DevicePointer, RowTypes, Strided,
@@ -61,7 +62,7 @@ pub struct Cuda {
 #[derive(Debug)]
 struct Inner {
     workspace: Memory,
-    counters: Counters,
+    cleared: Cleared,
     blas: Blas,
     device: Device,
     stream: Arc<CudaStream>,
@@ -82,7 +83,7 @@ impl Inner {
     ) -> Result<Self> {
         let (stream, space) = (space.stream().clone(), Arc::new(space));
         let workspace = Memory::constant(&space, blas.workspace_bytes())?;
-        Ok(Self { workspace, counters: Counters::default(), blas, device, stream, space, lender, dtype })
+        Ok(Self { workspace, cleared: Cleared::default(), blas, device, stream, space, lender, dtype })
     }
 }
 
@@ -363,6 +364,16 @@ impl Backend for Cuda {
         special: usize,
     ) -> Result<CudaTensor> {
         self.predicted_scores(x, predictor, special)
+    }
+
+    fn keep_predicted(
+        &self,
+        x: &CudaTensor,
+        predictor: &Predictor<CudaTensor>,
+        special: usize,
+        keep: usize,
+    ) -> Result<CudaPlan> {
+        self.kept_by_scores(x, predictor, special, keep)
     }
 
     fn token_scores(

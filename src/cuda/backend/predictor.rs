@@ -3,13 +3,14 @@
 use super::{
     super::{
         DType, DevicePointer,
-        predictor::{KeepScores, ScratchExtents, keep_scores_raw},
+        predictor::{KeepPlan, KeepScores, MOST_SELECTED, ScratchExtents, keep_scores_raw},
+        select::Selection,
     },
-    Cuda, CudaTensor,
+    Cuda, CudaPlan, CudaTensor,
 };
 use crate::{
     Result,
-    backend::{Linear, Predictor},
+    backend::{Backend, Linear, Predictor, Select},
 };
 
 const OP: &str = "keep_scores";
@@ -20,6 +21,37 @@ impl Cuda {
         x: &CudaTensor,
         predictor: &Predictor<CudaTensor>,
         special: usize,
+    ) -> Result<CudaTensor> {
+        self.predict(x, predictor, special, None)
+    }
+
+    /// Who is kept, selected in the launch that computes the last scores.
+    pub(super) fn kept_by_scores(
+        &self,
+        x: &CudaTensor,
+        predictor: &Predictor<CudaTensor>,
+        special: usize,
+        keep: usize,
+    ) -> Result<CudaPlan> {
+        let [batch, tokens, _] = self.read(OP, "x", x)?.shape;
+        if tokens > MOST_SELECTED {
+            let class_scores = &self.predicted_scores(x, predictor, special)?;
+            return self.select(&Select { class_scores, special, keep, fuse: false });
+        }
+        let left = Selection { special, keep, fuse: false }.tokens_out(tokens)?;
+        let plan = self.empty_plan(batch, tokens, left)?;
+        let (arrived, _held) = self.inner.cleared.hold(&self.inner.space, size_of::<u32>() * batch)?;
+        let selection = KeepPlan { keep, plan: plan.pointers(), arrived };
+        self.predict(x, predictor, special, Some(selection))?;
+        Ok(plan)
+    }
+
+    fn predict(
+        &self,
+        x: &CudaTensor,
+        predictor: &Predictor<CudaTensor>,
+        special: usize,
+        keep: Option<KeepPlan>,
     ) -> Result<CudaTensor> {
         let x = &self.stored(OP, "x", x)?;
         let source = self.read(OP, "x", x)?;
@@ -51,6 +83,7 @@ impl Cuda {
             local: local.pointer(),
             partial: partial.pointer(),
             scores: scores.pointer(),
+            keep,
         };
         // SAFETY: as for `Backend` (see there); the scratch is this call's own.
         unsafe { keep_scores_raw(self.device(), self.stream(), self.dtype(), &arguments) }?;

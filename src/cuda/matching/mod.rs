@@ -5,7 +5,7 @@ mod params;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaSlice, CudaStream, CudaView, DevicePtrMut, DriverError, SyncOnDrop};
-use params::{BACK, COSINE, FORTH, ONE_WAY, Params, parameters};
+use params::{AT_ONCE, BACK, COSINE, FORTH, ONE_WAY, Params, parameters};
 
 use super::{
     DType, Device, DevicePlan, DevicePointer, Element, PlanPointers, Strided,
@@ -107,13 +107,18 @@ pub type MatchingViews<'a, T> =
 /// A matching over device pointers.
 pub type MatchingPointers = Matching<Strided<DevicePointer>, Strided<DevicePointer>, DevicePointer>;
 
-/// Memory that a matching needs beside its plan: the counters with which blocks tell who is the last of an image, and who
-/// stays of A between the two launches of both ways. Allocated once, for launches that follow each other on one stream: two
+/// Up to this many tokens, and with a special one, both ways are one launch: beyond, one block would ask too many of B again, and
+/// without special tokens those of A that stay are not in the order in which ties are decided.
+const AT_ONCE_TOKENS: usize = 2 * COUNTED;
+
+/// Memory that a matching needs beside its plan: the counters with which blocks tell who is the last of an image, and both ways
+/// who stays of A and whom each of B chooses. Allocated once, for launches that follow each other on one stream: two
 /// matchings at a time need two of it.
 #[derive(Debug)]
 pub struct MatchingWorkspace {
     arrived: CudaSlice<u32>,
     stays: CudaSlice<i32>,
+    chosen: CudaSlice<u64>,
     tokens: usize,
 }
 
@@ -131,6 +136,7 @@ impl MatchingWorkspace {
         Ok(Self {
             arrived: stream.alloc_zeros(batch.max(1)).map_err(failed)?,
             stays: stream.alloc_zeros(stays.max(1)).map_err(failed)?,
+            chosen: stream.alloc_zeros(chosen_values(batch, tokens).max(1)).map_err(failed)?,
             tokens,
         })
     }
@@ -153,10 +159,17 @@ pub struct MatchingScratch {
     pub arrived: DevicePointer,
     /// (batch, tokens/2 rounded up) `i32`: anything.
     pub stays: DevicePointer,
+    /// [`chosen_values`] `u64`: 0 before a launch, and 0 again after it.
+    pub chosen: DevicePointer,
     /// Images they serve.
     pub batch: usize,
     /// Tokens of an image they serve.
     pub tokens: usize,
+}
+
+/// The values of [`MatchingScratch::chosen`] for `batch` images of up to `tokens` tokens.
+pub fn chosen_values(batch: usize, tokens: usize) -> usize {
+    batch.saturating_mul(tokens.min(AT_ONCE_TOKENS) / 2)
 }
 
 /// Writes the plan of a bipartite matching (ToMe, section 3; MCTF, section 3.2): what [`Backend::matching`] computes.
@@ -167,8 +180,8 @@ pub struct MatchingScratch {
 /// then the lower index goes first. NaN scores come after every number; a row of zeros is similar to nothing.
 ///
 /// One launch one way. By the cosine, up to 512 tokens of up to 96 values whose rows fit 84 KiB as `f32`, padded (316 of 64),
-/// one block holds an image; beyond, with criteria, or both ways, blocks take 32 tokens of one side each against all of the other, in one
-/// launch for each way.
+/// one block holds an image; beyond, with criteria, or both ways, blocks take 32 tokens of one side each against all of the other.
+/// Both ways are one launch too, up to 1,024 tokens of which one at least is special, else one for each way.
 ///
 /// # Errors
 /// [`Error::Argument`] when shapes, counts or the plan's extents do not fit, a temperature is NaN, the workspace is too
@@ -230,11 +243,12 @@ pub fn match_tokens<T: Element>(
     let (batch, tokens) = (workspace.batch(), workspace.tokens);
     let (arrived, _arrived) = workspace.arrived.device_ptr_mut(stream);
     let (stays, _stays) = workspace.stays.device_ptr_mut(stream);
-    let scratch = MatchingScratch { arrived, stays, batch, tokens };
+    let (chosen, _chosen) = workspace.chosen.device_ptr_mut(stream);
+    let scratch = MatchingScratch { arrived, stays, chosen, batch, tokens };
     let (plan, _plan) = plan.write(OP, "plan", device, stream)?;
     // SAFETY: every tensor lies within its view (checked above), which lives in the device's context and whose guard outlives
     // the launch; plan and workspace own arrays of their extents and are borrowed mutably; only this function writes the
-    // counters, which were cleared when they were allocated.
+    // counters and choices, which were cleared when they were allocated.
     unsafe { match_tokens_raw(device, stream, T::DTYPE, &pointers, scratch, &plan) }
 }
 
@@ -268,7 +282,7 @@ impl<T> Metric<T> {
 /// # Safety
 /// On `stream`, until it has passed these launches: every tensor must be the address of initialised values of its shape and
 /// strides (the metric's of type `dtype`, all others `f32`, rows of sizes B·N) in the device's memory that nobody writes; the
-/// plan's arrays must have its extents; `scratch` must hold its arrays, the counters all 0; and nobody else may touch plan or scratch.
+/// plan's arrays must have its extents; `scratch` must hold its arrays, counters and choices all 0; and nobody else may touch plan or scratch.
 pub unsafe fn match_tokens_raw(
     device: &Device,
     stream: &CudaStream,
@@ -291,9 +305,14 @@ pub unsafe fn match_tokens_raw(
     }
     let tiles_kernel = if params.attraction == COSINE { &kernels.tiles } else { &kernels.criteria };
     // Who chooses: A, then B.
-    let sides = [tokens.div_ceil(2) - matching.special.div_ceil(2), tokens / 2 - matching.special / 2];
-    let directions: &[i32] = if matching.both_ways { &[FORTH, BACK] } else { &[ONE_WAY] };
-    for (&direction, side) in directions.iter().zip(sides) {
+    let [a, b] = [tokens.div_ceil(2) - matching.special.div_ceil(2), tokens / 2 - matching.special / 2];
+    let at_once = matching.special > 0 && tokens <= AT_ONCE_TOKENS;
+    let ways: &[(i32, usize)] = match (matching.both_ways, at_once) {
+        (false, _) => &[(ONE_WAY, a)],
+        (true, true) => &[(AT_ONCE, a)],
+        (true, false) => &[(FORTH, a), (BACK, b)],
+    };
+    for &(direction, side) in ways {
         // One block at least: somebody has to write the plan.
         let tiles = side.div_ceil(TILE_ROWS).max(1);
         let params = params.towards(direction, int(OP, "tiles", tiles)?);
@@ -301,7 +320,7 @@ pub unsafe fn match_tokens_raw(
         let shape = Shape {
             grid: int(OP, "blocks", blocks)?.unsigned_abs(),
             block: TILE_THREADS,
-            shared_bytes: int(OP, "bytes", tiles_bytes(side, plan.tokens_out))?.unsigned_abs(),
+            shared_bytes: int(OP, "bytes", tiles_bytes(a.max(b), plan.tokens_out))?.unsigned_abs(),
         };
         // SAFETY: as above.
         unsafe { launch(stream, tiles_kernel.pick(dtype), shape, &params)? };

@@ -28,6 +28,7 @@ pub(super) struct Params {
     groups: DevicePointer,
     arrived: DevicePointer,
     stays: DevicePointer,
+    chosen: DevicePointer,
     metric_strides: [i64; 2],
     informativeness_strides: [i64; 2],
     received_strides: [i64; 2],
@@ -50,10 +51,10 @@ pub(super) struct Params {
 }
 
 const _: () = assert!(
-    size_of::<Params>() == 200
-        && std::mem::offset_of!(Params, metric_strides) == 88
-        && std::mem::offset_of!(Params, heads) == 136
-        && std::mem::offset_of!(Params, similarity_exponent) == 188
+    size_of::<Params>() == 208
+        && std::mem::offset_of!(Params, metric_strides) == 96
+        && std::mem::offset_of!(Params, heads) == 144
+        && std::mem::offset_of!(Params, similarity_exponent) == 196
 );
 
 // SAFETY: plain integers and floats in the kernel's layout, which both sides assert.
@@ -70,6 +71,7 @@ impl Params {
 pub(super) const ONE_WAY: i32 = 0;
 pub(super) const FORTH: i32 = 1;
 pub(super) const BACK: i32 = 2;
+pub(super) const AT_ONCE: i32 = 3;
 /// `MatchParams::attraction`.
 pub(super) const COSINE: i32 = 0;
 const LINEAR: i32 = 1;
@@ -131,6 +133,7 @@ pub(super) fn parameters(
     }
     check_pointer(OP, "workspace: arrived", scratch.arrived, 4)?;
     check_pointer(OP, "workspace: stays", scratch.stays, 4)?;
+    check_pointer(OP, "workspace: chosen", scratch.chosen, 8)?;
     if scratch.batch < batch || scratch.tokens < tokens {
         return Err(Error::argument(
             OP,
@@ -149,6 +152,7 @@ pub(super) fn parameters(
         groups: plan.groups,
         arrived: scratch.arrived,
         stays: scratch.stays,
+        chosen: scratch.chosen,
         metric_strides: rows.kernel_strides(),
         heads: int(OP, "heads", heads)?,
         width: int(OP, "values a row", width)?,

@@ -36,6 +36,19 @@ impl Mirror {
         Ok(Norm { weight: self.up(&norm.weight)?, bias, eps: norm.eps })
     }
 
+    fn up_predictor(&self, predictor: &Predictor<Tensor>) -> Result<Predictor<CudaTensor>> {
+        let linear = |layer: &Linear<Tensor>| -> Result<Linear<CudaTensor>> {
+            Ok(Linear { weight: self.up(&layer.weight)?, bias: self.up_maybe(layer.bias.as_ref())? })
+        };
+        Ok(Predictor {
+            norm: self.up_norm(&predictor.norm)?,
+            hidden: linear(&predictor.hidden)?,
+            first: linear(&predictor.first)?,
+            second: linear(&predictor.second)?,
+            last: linear(&predictor.last)?,
+        })
+    }
+
     fn with_heads<R>(
         &self,
         heads: &Heads<'_, Tensor>,
@@ -206,17 +219,19 @@ impl Backend for Mirror {
     }
 
     fn keep_scores(&self, x: &Tensor, predictor: &Predictor<Tensor>, special: usize) -> Result<Tensor> {
-        let linear = |layer: &Linear<Tensor>| -> Result<Linear<CudaTensor>> {
-            Ok(Linear { weight: self.up(&layer.weight)?, bias: self.up_maybe(layer.bias.as_ref())? })
-        };
-        let predictor = Predictor {
-            norm: self.up_norm(&predictor.norm)?,
-            hidden: linear(&predictor.hidden)?,
-            first: linear(&predictor.first)?,
-            second: linear(&predictor.second)?,
-            last: linear(&predictor.last)?,
-        };
+        let predictor = self.up_predictor(predictor)?;
         self.0.download(&self.0.keep_scores(&self.up(x)?, &predictor, special)?)
+    }
+
+    fn keep_predicted(
+        &self,
+        x: &Tensor,
+        predictor: &Predictor<Tensor>,
+        special: usize,
+        keep: usize,
+    ) -> Result<TokenPlan> {
+        let predictor = self.up_predictor(predictor)?;
+        self.0.download_plan(&self.0.keep_predicted(&self.up(x)?, &predictor, special, keep)?)
     }
 
     fn token_scores(&self, x: &Tensor, selector: &Linear<Tensor>, noise: Option<&Tensor>) -> Result<Tensor> {

@@ -6,7 +6,7 @@ use foveate::{
     Tensor, TokenPlan,
     backend::{Backend, Heads, Pooling, ScoreRequest},
     cuda::{
-        DevicePlan, Strided,
+        Cuda, DevicePlan, Strided,
         attention::{
             Attention, Scores, Split, attention, attention_folded, attention_grouped, attention_scores,
             needs_log_sum_exp,
@@ -430,6 +430,8 @@ fn reduced<T: Value>(turn: &Turn, case: &Case, out_tokens: usize) -> Result<(), 
         scale: case.scale(),
         sizes: sizes.as_ref(),
     };
+    let folded_map = |pooling| Reference::new().attention_reduced(&heads, &values, &plan, pooling).unwrap();
+    let [weighted, largest] = [Pooling::Weighted, Pooling::Max].map(folded_map);
     let rounding = if T::EPSILON > f32::EPSILON { T::EPSILON } else { 0.0 };
     let tolerance = 3.0 * (case.relative_error() + rounding);
     let memory: CudaSlice<T> = turn.upload(packed.data());
@@ -444,15 +446,33 @@ fn reduced<T: Value>(turn: &Turn, case: &Case, out_tokens: usize) -> Result<(), 
     attention_grouped(&turn.device, &turn.stream, &call, &view, &device_plan, &mut target).unwrap();
     let grouped = tensor(&[case.batch, case.tokens, case.width()], turn.download(&grouped));
     let pooled = Reference::new().merge(&grouped, None, &plan, Pooling::Weighted, None).unwrap().tokens;
-    let expected = Reference::new().attention_reduced(&heads, &values, &plan, Pooling::Weighted).unwrap();
-    for (given, expected) in pooled.data().iter().zip(expected.data()) {
+    for (given, expected) in pooled.data().iter().zip(weighted.data()) {
         close("pooled by weight", *given, *expected, tolerance)?;
+    }
+    // In one launch to the bit what the two steps give, whichever block comes last.
+    let cuda = Cuda::on(&turn.device, T::DTYPE).unwrap();
+    let [packed, values] = [&packed, &values].map(|tensor| cuda.upload(tensor.clone()).unwrap());
+    let sizes = sizes.map(|sizes| cuda.upload_f32(sizes).unwrap());
+    let plan = cuda.upload_plan(plan).unwrap();
+    let on_cuda = Heads {
+        packed: &packed,
+        sizes: sizes.as_ref(),
+        heads: case.heads,
+        head_dim: case.dim,
+        scale: case.scale(),
+    };
+    let together = turn.in_every_order(|| {
+        let pooled = cuda.attention_reduced(&on_cuda, &values, &plan, Pooling::Weighted).unwrap();
+        cuda.download(&pooled).unwrap().data().to_vec()
+    });
+    for (at, (given, expected)) in together.iter().zip(pooled.data()).enumerate() {
+        let expected = T::of(*expected).wide();
+        prop_assert!(given.to_bits() == expected.to_bits(), "pooled at {at}: {given}, apart {expected}");
     }
     let mut folded: CudaSlice<T> = turn.upload(&vec![f32::NAN; shape.iter().product()]);
     let mut target = Strided::new(folded.as_view_mut(), shape);
     attention_folded(&turn.device, &turn.stream, &call, &view, &device_plan, &mut target).unwrap();
-    let expected = Reference::new().attention_reduced(&heads, &values, &plan, Pooling::Max).unwrap();
-    for (given, expected) in turn.download(&folded).iter().zip(expected.data()) {
+    for (given, expected) in turn.download(&folded).iter().zip(largest.data()) {
         // Rows pooled by maximum may sum to more than one.
         close("pooled by maximum", *given, *expected, tolerance * (1.0 + case.tokens as f32 / 16.0))?;
     }

@@ -85,9 +85,10 @@ fn keys_are_read_once_and_the_plan_written_once() {
     turn.end();
 }
 
-/// MCTF in DeiT-S: two launches, each of which reads the residual stream once.
+/// MCTF in DeiT-S: one launch, which reads the residual stream once and forms little more than one product: beyond that of all of
+/// A with all of B only those of B choose again whose choice leaves.
 #[test]
-fn both_ways_are_two_launches() {
+fn both_ways_are_one_launch() {
     let Some(turn) = Turn::new() else { return };
     let (batch, heads, width, merges) = (4, 6, 384, 16);
     let x: CudaSlice<f32> = turn.upload(&random::<f32>(batch * TOKENS * width, 1, 1.0));
@@ -109,11 +110,9 @@ fn both_ways_are_two_launches() {
     };
     let bytes = 4 * batch * (TOKENS * (width + heads) + 3 * TOKENS + TOKENS - merges + 1);
     let all = launches(&turn, &matching, batch, bytes, batch * 98 * 98 * width);
-    assert_eq!(all.len(), 2);
-    for json in &all {
-        let moved = number(&json["unique_bytes_read"]) + number(&json["unique_bytes_written"]);
-        assert!(moved <= 1.1 * bytes as f64);
-        assert!(number(&json["insts"]) * 32.0 <= 3.5 * (batch * 98 * 98 * width) as f64);
-    }
+    let [one] = <[Json; 1]>::try_from(all).expect("one launch");
+    let moved = number(&one["unique_bytes_read"]) + number(&one["unique_bytes_written"]);
+    assert!(moved <= 1.1 * bytes as f64);
+    assert!(number(&one["insts"]) * 32.0 <= 5.0 * (batch * 98 * 98 * width) as f64);
     turn.end();
 }

@@ -15,7 +15,7 @@ use foveate::{
         attention::{AttentionPointers, ScorePointers, Split, attention_raw, needs_log_sum_exp},
         matching::{
             Attraction as RawAttraction, Matching as RawMatching, MatchingScratch, Metric as RawMetric,
-            Weighting as RawWeighting, match_tokens_raw,
+            Weighting as RawWeighting, chosen_values, match_tokens_raw,
         },
         merge::{Merge, MergePointers, Merged, merge, merge_raw, unmerge_raw},
         select::{Selection, select, select_raw},
@@ -106,7 +106,8 @@ fn a_tome_block_in_an_engines_own_arena_and_graph() {
         [x.len(), qkv.len(), WIDTH, x.len(), BATCH * HEADS * TOKENS].map(|count| arena.take(count));
     let needed = needs_log_sum_exp(DType::F32, TOKENS, HEAD_DIM, true, false);
     let sums_at = needed.then(|| arena.take(BATCH * HEADS * TOKENS));
-    let [arrived, stays] = [BATCH, BATCH * TOKENS.div_ceil(2)].map(|count| arena.take(count));
+    let [arrived, stays, chosen] =
+        [BATCH, BATCH * TOKENS.div_ceil(2), 2 * chosen_values(BATCH, TOKENS)].map(|count| arena.take(count));
     let plan = arena.plan();
     let [tokens_at, sizes_at, normed_at, back_at] =
         [BATCH * LEFT * WIDTH, BATCH * LEFT, BATCH * LEFT * WIDTH, x.len()].map(|count| arena.take(count));
@@ -132,6 +133,7 @@ fn a_tome_block_in_an_engines_own_arena_and_graph() {
             sizes: None,
             split: Split::Auto,
             scores: ScorePointers { class_rows: Some((class_at, 1)), received: None, log_sum_exp: sums_at },
+            pool: None,
         };
         let matching = RawMatching {
             metric: RawMetric::Keys { packed, heads: HEADS, head_dim: HEAD_DIM },
@@ -141,7 +143,7 @@ fn a_tome_block_in_an_engines_own_arena_and_graph() {
             merges: MERGES,
             both_ways: false,
         };
-        let scratch = MatchingScratch { arrived, stays, batch: BATCH, tokens: TOKENS };
+        let scratch = MatchingScratch { arrived, stays, chosen, batch: BATCH, tokens: TOKENS };
         let merging = MergePointers {
             x: tokens(x_at, TOKENS),
             sizes: None,

@@ -4,9 +4,9 @@
 use cudarc::driver::CudaSlice;
 use foveate::{
     Tensor,
-    backend::{Backend, Epilogue, Linear, Norm, Predictor},
+    backend::{Backend, Epilogue, Linear, Norm, Predictor, Select},
     cuda::{
-        Strided,
+        Cuda, DType, Strided,
         predictor::{Scratch, ScratchExtents, keep_scores},
     },
     model::Activation,
@@ -208,6 +208,63 @@ fn confident_scores_do_not_tie() {
     scores.sort_by(f32::total_cmp);
     scores.dedup();
     assert!(scores.len() > 60, "{} different scores", scores.len());
+    turn.end();
+}
+
+/// The plan made in the launch of the last scores is the one that `select` makes of them, whichever block comes last; beyond
+/// 512 tokens it is `select`'s.
+#[test]
+fn the_plan_is_that_of_the_scores() {
+    let Some(turn) = Turn::new() else { return };
+    let cuda = Cuda::on(&turn.device, DType::F32).unwrap();
+    for (tokens, special, keep) in [
+        (1, 0, 1),
+        (1, 1, 1),
+        (31, 2, 0),
+        (33, 1, 32),
+        (97, 0, 50),
+        (196, 1, 137),
+        (511, 1, 7),
+        (512, 1, 300),
+    ] {
+        let case = Case { batch: 2, special, ..some(8, tokens) };
+        let mut x = case.x::<f32>();
+        // Some of the second image alike; the first is all NaN, which the mean passes on.
+        if tokens > 31 {
+            let second = 8 * (special + tokens);
+            for at in [3, 5, 20] {
+                let from = second + 8 * special;
+                x.copy_within(from..from + 8, from + 8 * at);
+            }
+            x[8 * (special + 11)] = f32::NAN;
+        }
+        let x = cuda.upload(tensor(&case.layout().shape, x)).unwrap();
+        let up = |tensor: &Tensor| cuda.upload(tensor.clone()).unwrap();
+        let linear =
+            |layer: &Linear<Tensor>| Linear { weight: up(&layer.weight), bias: layer.bias.as_ref().map(up) };
+        let host = case.predictor::<f32>();
+        let predictor = Predictor {
+            norm: Norm {
+                weight: up(&host.norm.weight),
+                bias: host.norm.bias.as_ref().map(up),
+                eps: host.norm.eps,
+            },
+            hidden: linear(&host.hidden),
+            first: linear(&host.first),
+            second: linear(&host.second),
+            last: linear(&host.last),
+        };
+        let scores = cuda.keep_scores(&x, &predictor, special).unwrap();
+        let select = Select { class_scores: &scores, special, keep, fuse: false };
+        let apart = cuda.download_plan(&cuda.select(&select).unwrap()).unwrap();
+        let together = turn.in_every_order(|| {
+            cuda.download_plan(&cuda.keep_predicted(&x, &predictor, special, keep).unwrap()).unwrap()
+        });
+        assert_eq!(together, apart, "{keep} of {tokens} behind {special}");
+        let many = cuda.keep_predicted(&x, &predictor, special, tokens + 1).unwrap_err().to_string();
+        assert!(many.contains("cannot keep"), "{many}");
+    }
+    drop(cuda);
     turn.end();
 }
 
