@@ -232,8 +232,8 @@ impl Config {
                 let version = value.split_once('.').unwrap_or((value, "0"));
                 let numbers = version.0.parse().ok().zip(version.1.parse().ok());
                 self.driver = numbers
-                    .filter(|(major, minor)| (12..=99).contains(major) && *minor < 100)
-                    .ok_or_else(|| bad("a CUDA version from 12.0 on, such as 12.4"))?;
+                    .filter(|(major, minor)| (11..=99).contains(major) && *minor < 100)
+                    .ok_or_else(|| bad("a CUDA version from 11.0 on, such as 12.4"))?;
             }
             "CHECKS" if value.is_empty() => self.checks = default.checks,
             "CHECKS" => return self.set_checks(value),

@@ -1,6 +1,6 @@
 //! A device with the kernels loaded.
 
-use std::sync::Arc;
+use std::{ffi::c_int, sync::Arc};
 
 use cudarc::driver::{CudaContext, CudaStream, DriverError, sys};
 
@@ -30,7 +30,7 @@ impl Device {
     /// Opens device `ordinal` with its primary context, the one that other CUDA libraries of the process use too.
     ///
     /// # Errors
-    /// [`Error::NoDriver`] without a driver's library; [`Error::Driver`] when there is no such device;
+    /// [`Error::NoDriver`] without a driver's library; [`Error::Driver`] when it is older than CUDA 12.0 or there is no such device;
     /// [`Error::Kernels`] when the kernels do not run on it.
     pub fn new(ordinal: usize) -> Result<Self> {
         probe()?;
@@ -115,20 +115,42 @@ impl Device {
     }
 }
 
-/// Looks for the driver without touching it: cudarc panics at its first call when there is none.
+/// The oldest CUDA whose driver has every function that is called, times 1,000: graphs are updated by one of 12.0.
+const OLDEST_DRIVER: c_int = 12_000;
+
+/// Looks for the driver and asks for its version before cudarc does anything: cudarc panics at its first call when there is no
+/// driver, and at the first call of a function that an old one lacks.
 fn probe() -> Result<()> {
-    let loads = |name: &str| {
-        // SAFETY: loading the driver's library runs its initialisers, as cudarc's own load right after this does; no
-        // function of it is called, and the handle is closed at once.
-        unsafe { libloading::Library::new(name) }.is_ok()
+    // SAFETY: loading the driver's library runs its initialisers, as cudarc's own load right after this does.
+    let load = |name: &&str| unsafe { libloading::Library::new(*name) }.ok();
+    let Some(library) = DRIVER_LIBRARIES.iter().find_map(load) else {
+        return Err(Error::NoDriver {
+            what: format!(
+                "{} cannot be loaded; install NVIDIA's driver, or use the CPU backend",
+                DRIVER_LIBRARIES.join(" and ")
+            ),
+        });
     };
-    if DRIVER_LIBRARIES.iter().any(|name| loads(name)) {
-        return Ok(());
-    }
-    Err(Error::NoDriver {
+    let mut version: c_int = 0;
+    // SAFETY: the function has this type in every driver since CUDA 2.2 and may be called before the driver is initialised; it
+    // writes one number.
+    let asked = unsafe {
+        library
+            .get::<unsafe extern "C" fn(*mut c_int) -> c_int>(b"cuDriverGetVersion\0")
+            .map(|ask| ask(&raw mut version))
+    };
+    let found = match asked {
+        Ok(0) if version >= OLDEST_DRIVER => return Ok(()),
+        Ok(0) => format!("it is of CUDA {}.{}", version / 1000, version % 1000 / 10),
+        Ok(code) => format!("it does not tell its version (error {code})"),
+        Err(error) => format!("it has no version ({error})"),
+    };
+    Err(Error::Driver {
+        action: "looking at the driver",
         what: format!(
-            "{} cannot be loaded; install NVIDIA's driver, or use the CPU backend",
-            DRIVER_LIBRARIES.join(" and ")
+            "{found}; the kernels need one of CUDA {}.{} or newer: update NVIDIA's driver, or use the CPU backend",
+            OLDEST_DRIVER / 1000,
+            OLDEST_DRIVER % 1000 / 10
         ),
     })
 }

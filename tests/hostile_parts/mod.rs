@@ -56,6 +56,19 @@ impl Draw {
         }
     }
 
+    /// The same with heads of 8, 16 or 24 values: what kernels take, and wide enough that similarities do not tie.
+    #[allow(dead_code, reason = "the processor takes any")]
+    pub(crate) fn with_heads_of_eights(mut self) -> Self {
+        self.extents[3] = 8 * (1 + self.extents[3] % 3);
+        self
+    }
+
+    /// Whether NaN and infinity are among the values.
+    #[allow(dead_code, reason = "the backends of the processor agree on them")]
+    pub(crate) fn is_odd(&self) -> bool {
+        self.odd > 0.0
+    }
+
     fn yes(&mut self) -> bool {
         self.rng.random()
     }

@@ -241,8 +241,7 @@ fn count(nvcc: &Nvcc, write: bool) -> bool {
     let mut args = vec!["run", "--quiet", "--package", "foveate-device-tests", "--features", DEVICE_FEATURES];
     args.extend(["--bin", "counters", "--", "--nvcc", &version]);
     args.extend(write.then_some("--write"));
-    let step =
-        Step { what: "counters of the CUDA kernels", args: &args, env: &[ARCHS] };
+    let step = Step { what: "counters of the CUDA kernels", args: &args, env: &[ARCHS] };
     run(&[step], &[("NVCC", nvcc.path.clone().into_os_string())])
 }
 

@@ -116,10 +116,10 @@ impl Cuda {
         request: ScoreRequest,
     ) -> Result<Scores<CudaTensor>> {
         const OP: &str = "attention_scores";
+        let packed = self.unpack(OP, qk, 2)?;
         if request == ScoreRequest::default() {
             return Ok(Scores { class: None, received: None });
         }
-        let packed = self.unpack(OP, qk, 2)?;
         self.attend(OP, qk, &packed, Parts::default(), request)
     }
 

@@ -22,7 +22,9 @@ impl Cuda {
     pub(super) fn match_tokens(&self, matching: &Matching<'_, CudaTensor>) -> Result<CudaPlan> {
         let (metric, rows) = match &matching.metric {
             Metric::Keys(heads) => {
-                let keys = |[b, n, _]: [usize; 3]| b * n * heads.heads * heads.head_dim;
+                let keys = |[b, n, _]: [usize; 3]| {
+                    (b * n).saturating_mul(heads.heads).saturating_mul(heads.head_dim)
+                };
                 let packed = self.read_values(OP, "packed heads", heads.packed, keys)?;
                 (DeviceMetric::Keys { packed, heads: heads.heads, head_dim: heads.head_dim }, packed)
             }

@@ -187,7 +187,7 @@ impl Cuda {
     ) -> Result<CudaTensor> {
         let Inner { device, stream, dtype, .. } = &*self.inner;
         let [ph, pw] = patch.map(|extent| extent.max(1));
-        let rows = [batch, (height / ph) * (width / pw), channels.saturating_mul(ph * pw)];
+        let rows = [batch, (height / ph) * (width / pw), channels.saturating_mul(ph.saturating_mul(pw))];
         let out = self.empty(&rows, *dtype)?;
         record::operand(stream, pixels.bytes());
         let images = DeviceImages::planes(pixels.pointer(), shape);
@@ -468,7 +468,9 @@ impl Backend for Cuda {
         const OP: &str = "head_norm";
         let Inner { device, stream, dtype, .. } = &*self.inner;
         let head_dim = norm.weight.width();
-        self.read_values(OP, "packed heads", &packed, |[b, n, _]| 2 * b * n * heads * head_dim)?;
+        self.read_values(OP, "packed heads", &packed, |[b, n, _]| {
+            (2 * b * n).saturating_mul(heads).saturating_mul(head_dim)
+        })?;
         let norm = self.read_norm(OP, norm, head_dim)?;
         let packed = packed.into_own()?;
         let arguments = HeadNorm { packed: packed.tokens(OP, "packed heads")?, part, heads, head_dim, norm };
@@ -480,7 +482,7 @@ impl Backend for Cuda {
     fn tokens(&self, x: &CudaTensor, range: Range<usize>) -> Result<CudaTensor> {
         let Inner { device, stream, .. } = &*self.inner;
         let (source, dtype) =
-            (self.read_values("tokens", "x", x, |[b, _, c]| b * range.len() * c)?, x.dtype());
+            (self.read_values("tokens", "x", x, |[b, _, c]| (b * c).saturating_mul(range.len()))?, x.dtype());
         let [batch, _, width] = source.shape;
         let out = self.empty(&[batch, range.len(), width], dtype)?;
         // Not `tokens`: what is wrong with the range is for the launcher to say.

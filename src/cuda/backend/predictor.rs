@@ -33,7 +33,8 @@ impl Cuda {
         special: usize,
         keep: usize,
     ) -> Result<CudaPlan> {
-        let [batch, tokens, _] = self.read(OP, "x", x)?.shape;
+        let x = &self.stored(OP, "x", x)?;
+        let [batch, tokens, _] = x.tokens(OP, "x")?.shape;
         if tokens > MOST_SELECTED {
             let class_scores = &self.predicted_scores(x, predictor, special)?;
             return self.select(&Select { class_scores, special, keep, fuse: false });

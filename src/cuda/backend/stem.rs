@@ -67,7 +67,7 @@ impl Cuda {
     pub(super) fn some_columns(&self, x: &CudaTensor, range: Range<usize>) -> Result<CudaTensor> {
         const OP: &str = "columns";
         let Inner { device, stream, dtype, .. } = &*self.inner;
-        let source = self.read_values(OP, "x", x, |[b, n, _]| b * n * range.len())?;
+        let source = self.read_values(OP, "x", x, |[b, n, _]| (b * n).saturating_mul(range.len()))?;
         let [batch, tokens, width] = source.shape;
         if range.start >= range.end || range.end > width {
             return Err(Error::argument(OP, format!("columns {range:?} are not among {width}")));
