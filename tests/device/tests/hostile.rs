@@ -39,7 +39,8 @@ fn the_device_answers_as_the_reference_does() {
     for seed in 0..SEEDS {
         for (at, (name, operation)) in OPERATIONS.iter().enumerate() {
             let mut draw = Draw::new(seed * 31 + at as u64);
-            if name.starts_with("attention") || *name == "matching of keys" {
+            // Tokens of one value resemble each other wholly or not at all: ties, which sums in another order decide otherwise.
+            if ["attention", "matching", "cluster"].iter().any(|kind| name.starts_with(kind)) {
                 draw = draw.with_heads_of_eights();
             }
             let odd = draw.is_odd();
@@ -50,8 +51,9 @@ fn the_device_answers_as_the_reference_does() {
                     let error = error.to_string();
                     LIMITS.iter().any(|limit| error.contains(limit))
                 }
-                // Two channels go through one complex transform: what is no number in one is none in the other.
-                (Ok(Ok(_)), Ok(Ok(_))) => odd && *name == "frequency",
+                // Two channels go through one complex transform: what is no number in one is none in the other. Where tokens are
+                // no numbers, who is near whom is not the reference's choice in every case.
+                (Ok(Ok(_)), Ok(Ok(_))) => odd && ["frequency", "cluster"].contains(name),
                 _ => false,
             };
             let kind = if limit { 2 } else { usize::from(!matches!(want, Ok(Ok(_)))) };
