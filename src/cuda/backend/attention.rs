@@ -23,7 +23,7 @@ struct Packed {
 }
 
 /// What an attention has beside queries and keys.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct Parts {
     /// Values, and where their result goes.
     values: Option<(Strided<DevicePointer>, Strided<DevicePointer>)>,
