@@ -3,7 +3,7 @@
 use super::{
     Context, Plan, Tensor,
     check::{addressable, expect_shape, tokens_shape},
-    gemm::{Finish, Out, Product, Rows},
+    gemm::{Blocks, Finish, Out, Product, Rows, block_values, cut, pack_blocks},
     pack::{PANEL, PackRows, PackTransposed, Panels, Shared, panel_values},
     pool::LINE,
     simd::{Kernel, Simd, math},
@@ -151,7 +151,9 @@ fn run(
     let with_values = !matches!(values, Values::None);
     let key_values = panel_values(e.head_dim, n);
     let value_values = if with_values { panel_values(n, e.head_dim) } else { 0 };
-    let scratch_len = key_values + value_values + TILE_ROWS * row;
+    // A tile of queries in blocks, their scores, and the map's rows in blocks.
+    let query_values = block_values(TILE_ROWS, e.head_dim);
+    let scratch_len = key_values + value_values + query_values + 2 * TILE_ROWS * row;
     let mut scratch = pool.take(context.threads.count() * scratch_len);
     let (scratches, out) = (Shared::of(scratch.make_mut()), Shared::of(out));
     context.threads.run(count * runs, |thread, task| {
@@ -160,7 +162,9 @@ fn run(
         // SAFETY: each thread has a part of the scratch.
         let scratch = unsafe { scratches.part(thread * scratch_len, scratch_len) };
         let (keys, rest) = scratch.split_at_mut(key_values);
-        let (value_panels, tile) = rest.split_at_mut(value_values);
+        let (value_panels, rest) = rest.split_at_mut(value_values);
+        let (blocks, rest) = rest.split_at_mut(query_values);
+        let (scores, exponentials) = rest.split_at_mut(TILE_ROWS * row);
         let image_rows = &packed[image * n * e.stride..(image + 1) * n * e.stride];
         pack_keys(context, e, image_rows, head, keys);
         pack_values(e, image_rows, image, head, values, value_panels);
@@ -177,7 +181,8 @@ fn run(
                 // SAFETY: each run of each head has a row of its own.
                 unsafe { parts.part((run * count + index) * row, row) }
             }),
-            tile,
+            scores,
+            exponentials,
         };
         if let Some(received) = &mut map.received {
             received.fill(0.0);
@@ -190,15 +195,16 @@ fn run(
             let last = start + (end - start) * (tile + 1) / tiles;
             let queries = &image_rows[first * e.stride + head * e.head_dim..];
             let queries = Rows { data: queries, count: last - first, stride: e.stride };
+            let queries = pack_blocks(context.kernels, queries, e.head_dim, blocks);
             let inverse = map.rows(queries, first == 0);
             if with_values {
                 let panels = Panels { data: value_panels, depth: n, columns: e.head_dim };
                 let at = (image * n + first) * e.width + head * e.head_dim;
                 // SAFETY: each task has rows of a head of its own.
                 let out = unsafe { Out::part(&out, at, e.width) };
-                let rows = Rows { data: map.tile, count: last - first, stride: row };
+                let a = Blocks { data: map.exponentials, count: last - first, depth: n };
                 let finish = Finish { scales: Some(&inverse), ..Finish::default() };
-                context.kernels.run(Product { a: rows, b: panels, columns: 0..e.head_dim, out, finish });
+                context.kernels.run(Product { a, b: panels, columns: 0..e.head_dim, out, finish });
             }
         }
     });
@@ -283,25 +289,29 @@ struct Map<'a> {
     scale: f32,
     class: Option<&'a mut [f32]>,
     received: Option<&'a mut [f32]>,
-    tile: &'a mut [f32],
+    /// (queries, row).
+    scores: &'a mut [f32],
+    /// Their exponentials, in blocks.
+    exponentials: &'a mut [f32],
 }
 
 impl Map<'_> {
-    /// Fills the tile with the exponentials of the scores of some queries, the class token's first if `class`; returns what
-    /// makes softmax rows of them.
-    fn rows(&mut self, queries: Rows<'_>, class: bool) -> [f32; TILE_ROWS] {
+    /// Makes the exponentials of the scores of some queries, the class token's first if `class`; returns what makes softmax
+    /// rows of them.
+    fn rows(&mut self, queries: Blocks<'_>, class: bool) -> [f32; TILE_ROWS] {
         let (row, n) = (self.bias.len(), self.keys.columns);
         let kernels = self.context.kernels;
         kernels.run(Product {
             a: queries,
             b: self.keys,
             columns: 0..n,
-            out: Out::of(self.tile, row),
+            out: Out::of(self.scores, row),
             finish: Finish::default(),
         });
         let mut inverse = [0.0; TILE_ROWS];
         kernels.run(Softmax {
-            tile: &mut self.tile[..queries.count * row],
+            scores: &mut self.scores[..queries.count * row],
+            map: self.exponentials,
             tokens: n,
             bias: self.bias,
             scale: self.scale,
@@ -309,16 +319,33 @@ impl Map<'_> {
             received: self.received.as_deref_mut(),
         });
         if let (true, Some(scores)) = (class, &mut self.class) {
-            scores.iter_mut().zip(&*self.tile).for_each(|(score, e)| *score = e * inverse[0]);
+            // The first row's values lie as far apart as its block has rows.
+            let block = kernels.run(FirstBlock(queries.count));
+            let first = self.exponentials.chunks(block * LINE).flat_map(|chunk| &chunk[..LINE]);
+            scores.iter_mut().zip(first).for_each(|(score, e)| *score = e * inverse[0]);
         }
         inverse
     }
 }
 
-/// Rows of products become `e^(scale·product + bias - largest)`, with one over their sums beside them.
+/// Rows of the first block of so many.
+struct FirstBlock(usize);
+
+impl Kernel for FirstBlock {
+    type Output = usize;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> usize {
+        cut::<S>(self.0).next().map_or(1, |block| block.len())
+    }
+}
+
+/// Products become `e^(scale·product + bias - largest)`, in blocks of rows, with one over the rows' sums beside them.
 struct Softmax<'a> {
     /// Rows as long as `bias`.
-    tile: &'a mut [f32],
+    scores: &'a mut [f32],
+    /// As [`Blocks`].
+    map: &'a mut [f32],
     tokens: usize,
     bias: &'a [f32],
     scale: f32,
@@ -332,37 +359,44 @@ impl Kernel for Softmax<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { tile, tokens, bias, scale, inverse, mut received } = self;
+        let Self { scores, map, tokens, bias, scale, inverse, mut received } = self;
         let scale = s.splat(scale);
         // Whole vectors only: what is behind the last one is not looked at by anyone.
         let used = tokens.next_multiple_of(S::LANES);
         const { assert!(LINE.is_multiple_of(S::LANES) && PANEL.is_multiple_of(S::LANES)) };
         let length = bias.len();
         let bias = &bias[..used];
-        for (row, inverse) in tile.chunks_exact_mut(length).zip(inverse) {
-            row[tokens..used].fill(0.0);
-            let row = &mut row[..used];
-            let mut largest = s.splat(f32::NEG_INFINITY);
-            for (x, b) in row.chunks_exact_mut(S::LANES).zip(bias.chunks_exact(S::LANES)) {
-                let score = s.fma(s.load(x), scale, s.load(b));
-                s.store(x, score);
-                largest = s.largest(score, largest);
-            }
-            let largest = s.maximum(largest);
-            let largest = s.splat(if largest == f32::NEG_INFINITY { 0.0 } else { largest });
-            let mut sum = s.splat(0.0);
-            for x in row.chunks_exact_mut(S::LANES) {
-                let e = math::exp_negative(s, s.sub(s.load(x), largest));
-                s.store(x, e);
-                sum = s.add(sum, e);
-            }
-            let sum = s.sum(sum);
-            *inverse = if sum == 0.0 { 0.0 } else { 1.0 / sum };
-            if let Some(received) = &mut received {
-                let inverse = s.splat(*inverse);
-                for (y, x) in received.chunks_exact_mut(S::LANES).zip(row.chunks_exact(S::LANES)) {
-                    let y_new = s.fma(s.load(x), inverse, s.load(y));
-                    s.store(y, y_new);
+        let padded = tokens.next_multiple_of(LINE);
+        for block in cut::<S>(scores.len() / length) {
+            let map = &mut map[block.start * padded..block.end * padded];
+            for (i, row) in block.clone().enumerate() {
+                let scores = &mut scores[row * length..][..used];
+                scores[tokens..].fill(0.0);
+                let mut largest = s.splat(f32::NEG_INFINITY);
+                for (x, b) in scores.chunks_exact_mut(S::LANES).zip(bias.chunks_exact(S::LANES)) {
+                    let score = s.fma(s.load(x), scale, s.load(b));
+                    s.store(x, score);
+                    largest = s.largest(score, largest);
+                }
+                let largest = s.maximum(largest);
+                let largest = s.splat(if largest == f32::NEG_INFINITY { 0.0 } else { largest });
+                let mut sum = s.splat(0.0);
+                let place = |at: usize| (at / LINE * block.len() + i) * LINE + at % LINE;
+                for (x, at) in scores.chunks_exact(S::LANES).zip((0..).step_by(S::LANES)) {
+                    let e = math::exp_negative(s, s.sub(s.load(x), largest));
+                    s.store(&mut map[place(at)..], e);
+                    sum = s.add(sum, e);
+                }
+                let sum = s.sum(sum);
+                let inverse = &mut inverse[row];
+                *inverse = if sum == 0.0 { 0.0 } else { 1.0 / sum };
+                if let Some(received) = &mut received {
+                    let inverse = s.splat(*inverse);
+                    let received = &mut received[..used];
+                    for (y, at) in received.chunks_exact_mut(S::LANES).zip((0..).step_by(S::LANES)) {
+                        let y_new = s.fma(s.load(&map[place(at)..]), inverse, s.load(y));
+                        s.store(y, y_new);
+                    }
                 }
             }
         }

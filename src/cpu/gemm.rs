@@ -10,7 +10,6 @@ use super::{
     pack::{PANEL, Panels, Shared},
     pool::LINE,
     simd::{Kernel, Kernels, Simd, math},
-    threads::Threads,
 };
 use crate::model::Activation;
 
@@ -35,46 +34,89 @@ pub(super) struct Finish<'a> {
     pub(super) scales: Option<&'a [f32]>,
 }
 
-/// Row blocks that pass over a panel before the next panel is fetched: their rows stay in the second-level cache. Of 3, 6, 12
-/// and all, 3 was the fastest at 1,576 rows (by 5 %) and as fast as any at 197.
-const GROUP: usize = 3;
-/// How many rows of a panel ahead the next ones are asked for: 4, 8 and 16 are alike, without it 5 % are lost.
-const AHEAD: usize = 8;
-/// Columns of one task.
+/// How many rows of a panel ahead the next ones are asked for: 24 is 1 to 3 % faster than 8 where weights come from main memory,
+/// and as fast where they do not; without it 5 % are lost.
+const AHEAD: usize = 24;
+/// Columns of one task where there are few rows.
 const TASK_COLUMNS: usize = 4 * PANEL;
+/// Row blocks that pass over a panel before the next panel is fetched, at least: the panel comes from far away.
+const LEAST_GROUP: usize = 3;
+/// And at most.
+const MOST_GROUP: usize = 8;
+/// Values of a group's rows that may lie in the second-level cache, which panels pass through as well.
+const GROUP_VALUES: usize = 48 << 10;
+/// Tasks there should be for each thread, so that nobody waits long for the last one.
+const TASKS: usize = 8;
 
 /// `out = a·b[columns]` and what `finish` says, spread over all threads; `out` has rows of `columns.len()` values.
 pub(super) fn product(
-    kernels: Kernels,
-    threads: &Threads,
+    context: &Context,
     a: Rows<'_>,
     b: Panels<'_>,
     columns: Range<usize>,
     out: &mut [f32],
     finish: Finish<'_>,
 ) {
-    let width = columns.len();
+    let Context { kernels, threads, pool, .. } = context;
+    let (width, depth) = (columns.len(), b.depth);
     assert_eq!(out.len(), a.count * width);
-    // Groups of rows that differ by one row at most.
-    let most = kernels.tile_rows() * GROUP;
-    let groups = a.count.div_ceil(most);
-    let chunks = width.div_ceil(TASK_COLUMNS);
+    let groups = groups(context, a.count, depth);
+    let part = |group: usize| (a.count * group / groups, a.count * (group + 1) / groups);
+    let rows = |(first, last): (usize, usize)| Rows {
+        data: &a.data[(first * a.stride).min(a.data.len())..],
+        count: last - first,
+        stride: a.stride,
+    };
     let shared = Shared::of(out);
+    if threads.count() == 1 || groups >= TASKS * threads.count() {
+        // Enough groups of rows: each is put in order by whoever multiplies it, while it is in the cache anyway.
+        let most = block_values(a.count.div_ceil(groups.max(1)), depth);
+        let mut scratch = pool.take(threads.count() * most);
+        let scratches = Shared::of(scratch.make_mut());
+        threads.run(groups, |thread, group| {
+            let (first, last) = part(group);
+            // SAFETY: each thread has a part of the scratch, each task rows of the result.
+            let (blocks, out) = unsafe {
+                let blocks = scratches.part(thread * most, block_values(last - first, depth));
+                (blocks, Out::part(&shared, first * width, width))
+            };
+            let a = pack_blocks(*kernels, rows(part(group)), depth, blocks);
+            kernels.run(Product { a, b, columns: columns.clone(), out, finish });
+        });
+        return;
+    }
+    let mut blocks = pool.take(block_values(a.count, depth));
+    let all = Shared::of(blocks.make_mut());
+    threads.run(groups, |_, group| {
+        let (first, last) = part(group);
+        // SAFETY: each task has the blocks of its rows.
+        let to = unsafe { all.part(block_values(first, depth), block_values(last - first, depth)) };
+        pack_blocks(*kernels, rows((first, last)), depth, to);
+    });
+    let chunks = width.div_ceil(TASK_COLUMNS);
     threads.run(groups * chunks, |_, task| {
         let (group, chunk) = (task / chunks, task % chunks);
-        let (first, last) = (a.count * group / groups, a.count * (group + 1) / groups);
+        let (first, last) = part(group);
         let from = columns.start + chunk * TASK_COLUMNS;
         // SAFETY: each task has rows and columns of its own.
         let out = unsafe { Out::part(&shared, first * width + chunk * TASK_COLUMNS, width) };
-        let rows = Rows { data: &a.data[first * a.stride..], count: last - first, stride: a.stride };
+        let a = &blocks[block_values(first, depth)..block_values(last, depth)];
         kernels.run(Product {
-            a: rows,
+            a: Blocks { data: a, count: last - first, depth },
             b,
             columns: from..(from + TASK_COLUMNS).min(columns.end),
             out,
             finish,
         });
     });
+}
+
+/// How many groups `count` rows are cut into: as large as the cache allows, smaller if threads would be idle.
+fn groups(context: &Context, count: usize, depth: usize) -> usize {
+    let rows = context.kernels.tile_rows();
+    let group = (GROUP_VALUES / block_values(rows, depth).max(1)).clamp(LEAST_GROUP, MOST_GROUP);
+    let (few, many) = (count.div_ceil(rows * group), count.div_ceil(rows * LEAST_GROUP));
+    if context.threads.count() == 1 { few } else { many.min(few.max(TASKS * context.threads.count())) }
 }
 
 /// `out = a·b` and what `finish` says, where each row of `a` is made when it is needed: `row(i, values)` writes row `i` of
@@ -89,26 +131,98 @@ pub(super) fn product_of(
 ) {
     let (depth, width) = (b.depth, b.columns);
     assert_eq!(out.len(), count * width);
-    let tasks = count.div_ceil(context.kernels.tile_rows() * GROUP);
-    let most = count.div_ceil(tasks.max(1)) * depth;
-    let mut scratch = context.pool.take(context.threads.count() * most);
+    let tasks = count.div_ceil(context.kernels.tile_rows() * LEAST_GROUP);
+    let most = count.div_ceil(tasks.max(1));
+    let each = most * depth + block_values(most, depth);
+    let mut scratch = context.pool.take(context.threads.count() * each);
     let (scratches, shared) = (Shared::of(scratch.make_mut()), Shared::of(out));
     context.threads.run(tasks, |thread, task| {
         let (first, last) = (count * task / tasks, count * (task + 1) / tasks);
         // SAFETY: each thread has a part of the scratch, each task rows of the result.
-        let (rows, out) = unsafe {
-            let rows = scratches.part(thread * most, (last - first) * depth);
-            (rows, shared.part(first * width, (last - first) * width))
+        let (scratch, out) = unsafe {
+            let scratch = scratches.part(thread * each, each);
+            (scratch, shared.part(first * width, (last - first) * width))
         };
+        let (rows, blocks) = scratch.split_at_mut(most * depth);
+        let rows = &mut rows[..(last - first) * depth];
         rows.chunks_exact_mut(depth.max(1)).zip(first..last).for_each(|(values, at)| row(at, values));
-        context.kernels.run(Product {
-            a: Rows { data: rows, count: last - first, stride: depth },
-            b,
-            columns: 0..width,
-            out: Out::of(out, width),
-            finish,
-        });
+        let rows = Rows { data: rows, count: last - first, stride: depth };
+        let a = pack_blocks(context.kernels, rows, depth, blocks);
+        context.kernels.run(Product { a, b, columns: 0..width, out: Out::of(out, width), finish });
     });
+}
+
+/// The left factor in the order in which tiles read it: blocks of rows, in each the first [`LINE`] values of every row, then
+/// the next, and so on. A tile reads it from front to back and needs one address for all its rows, where rows of their own
+/// need more addresses than there are registers: that is worth 6 to 10 % of the time, 20 % beside a busy hyperthread.
+#[derive(Clone, Copy)]
+pub(super) struct Blocks<'a> {
+    pub(super) data: &'a [f32],
+    pub(super) count: usize,
+    pub(super) depth: usize,
+}
+
+/// Values of such a factor.
+pub(super) fn block_values(count: usize, depth: usize) -> usize {
+    count * depth.next_multiple_of(LINE)
+}
+
+/// Blocks of a tile's rows that `count` rows are cut into. They differ by one row at most: a last block of few rows would leave
+/// the units idle.
+#[inline(always)]
+pub(super) fn cut<S: Simd>(count: usize) -> impl Iterator<Item = Range<usize>> {
+    let blocks = count.div_ceil(S::ROWS);
+    let (small, larger) = (count / blocks.max(1), count % blocks.max(1));
+    (0..blocks).map(move |block| {
+        let first = block * small + block.min(larger);
+        first..first + small + usize::from(block < larger)
+    })
+}
+
+/// Puts rows of `depth` values in order.
+pub(super) fn pack_blocks<'a>(
+    kernels: Kernels,
+    rows: Rows<'_>,
+    depth: usize,
+    to: &'a mut [f32],
+) -> Blocks<'a> {
+    let count = rows.count;
+    let to = &mut to[..block_values(count, depth)];
+    kernels.run(PackBlocks { rows, depth, to });
+    Blocks { data: to, count, depth }
+}
+
+struct PackBlocks<'a> {
+    rows: Rows<'a>,
+    depth: usize,
+    to: &'a mut [f32],
+}
+
+impl Kernel for PackBlocks<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { rows: Rows { data, count, stride }, depth, to } = self;
+        const { assert!(LINE.is_multiple_of(S::LANES)) };
+        let padded = depth.next_multiple_of(LINE);
+        for block in cut::<S>(count) {
+            let to = &mut to[block.start * padded..block.end * padded];
+            for (i, row) in block.clone().enumerate() {
+                let row = &data[row * stride..][..depth];
+                let (whole, rest) = row.as_chunks::<LINE>();
+                for (chunk, from) in whole.iter().enumerate() {
+                    let to = &mut to[(chunk * block.len() + i) * LINE..][..LINE];
+                    for (to, from) in to.chunks_exact_mut(S::LANES).zip(from.chunks_exact(S::LANES)) {
+                        s.store(to, s.load(from));
+                    }
+                }
+                if !rest.is_empty() {
+                    to[(whole.len() * block.len() + i) * LINE..][..rest.len()].copy_from_slice(rest);
+                }
+            }
+        }
+    }
 }
 
 /// Where a product goes: rows `stride` apart, from `pointer` on.
@@ -138,7 +252,7 @@ impl<'a> Out<'a> {
 
 /// A product on one thread.
 pub(super) struct Product<'a> {
-    pub(super) a: Rows<'a>,
+    pub(super) a: Blocks<'a>,
     pub(super) b: Panels<'a>,
     pub(super) columns: Range<usize>,
     pub(super) out: Out<'a>,
@@ -155,8 +269,10 @@ impl Kernel for Product<'_> {
         if a.count == 0 || width == 0 {
             return;
         }
-        assert!(depth <= a.stride || a.count == 1);
-        assert!((a.count - 1) * a.stride + depth <= a.data.len(), "a left factor beyond its slice");
+        assert!(
+            a.depth == depth && block_values(a.count, depth) <= a.data.len(),
+            "a left factor beyond its slice"
+        );
         assert!(columns.end <= b.columns, "columns beyond the right factor's");
         assert!(b.columns.div_ceil(PANEL) * depth * PANEL <= b.data.len(), "a right factor beyond its slice");
         assert!(
@@ -165,9 +281,6 @@ impl Kernel for Product<'_> {
         );
         assert!(finish.bias.is_none_or(|bias| bias.len() >= columns.end));
         assert!(finish.scales.is_none_or(|scales| scales.len() >= a.count));
-        // Blocks that differ by one row at most: a last block of few rows would leave the units idle.
-        let blocks = a.count.div_ceil(S::ROWS);
-        let (small, larger) = (a.count / blocks, a.count % blocks);
         let wide = 2 * S::LANES;
         let mut at = columns.start / wide * wide;
         while at < columns.end {
@@ -178,19 +291,18 @@ impl Kernel for Product<'_> {
             if let Some(all) = finish.bias {
                 bias[valid.start - at..valid.end - at].copy_from_slice(&all[valid.clone()]);
             }
-            let mut row = 0;
-            for block in 0..blocks {
-                let rows = small + usize::from(block < larger);
-                // SAFETY: by the assertions above the rows `row..row + rows` lie in `a`, the tile's columns in the panel
+            for block in cut::<S>(a.count) {
+                let (row, rows) = (block.start, block.len());
+                // SAFETY: by the assertions above the block's rows lie in `a`, the tile's columns in the panel
                 // that `at` falls into (PANEL is a multiple of the tile's width), and the valid columns of these rows
                 // in `out`, which is this kernel's own. A tile that is not whole goes to a buffer of its own.
                 unsafe {
-                    let (a, stride) = (a.data.as_ptr().add(row * a.stride), a.stride);
+                    let a = a.data.as_ptr().add(block_values(row, depth));
                     let b = b.data.as_ptr().add(at / PANEL * depth * PANEL + at % PANEL);
                     let to = out.pointer.add(row * out.stride + valid.start - columns.start);
                     let scales = finish.scales.map(|scales| &scales[row..row + rows]);
-                    let tile =
-                        Tile { a, stride, b, depth, bias: &bias, activation: finish.activation, scales };
+                    let activation = finish.activation;
+                    let tile = Tile { a, b, depth, bias: &bias, activation, scales };
                     if whole {
                         tile.some_rows(s, rows, narrow, to, out.stride, finish.add);
                     } else {
@@ -204,7 +316,6 @@ impl Kernel for Product<'_> {
                         }
                     }
                 }
-                row += rows;
             }
             at += wide;
         }
@@ -213,8 +324,8 @@ impl Kernel for Product<'_> {
 
 /// A tile of a product: some rows of `a` times one or two vectors of columns.
 struct Tile<'a> {
+    /// A block of as many rows as the tile has.
     a: *const f32,
-    stride: usize,
     b: *const f32,
     depth: usize,
     bias: &'a [f32; PANEL],
@@ -273,22 +384,25 @@ impl Tile<'_> {
                     sums[i][j] = s.read(self.bias.as_ptr().add(j * S::LANES));
                 }
             }
-            let (a, mut b) = (self.a, self.b);
-            for p in 0..self.depth {
-                let mut right = [s.splat(0.0); N];
-                for j in 0..N {
-                    if (j * S::LANES).is_multiple_of(LINE) {
-                        s.expect_read(b.wrapping_add(AHEAD * PANEL + j * S::LANES));
-                    }
-                    right[j] = s.read(b.add(j * S::LANES));
-                }
-                b = b.add(PANEL);
-                for i in 0..M {
-                    let left = s.splat(*a.add(i * self.stride + p));
+            let (mut a, mut b) = (self.a, self.b);
+            for chunk in (0..self.depth).step_by(LINE) {
+                for p in 0..LINE.min(self.depth - chunk) {
+                    let mut right = [s.splat(0.0); N];
                     for j in 0..N {
-                        sums[i][j] = s.fma(left, right[j], sums[i][j]);
+                        if (j * S::LANES).is_multiple_of(LINE) {
+                            s.expect_read(b.wrapping_add(AHEAD * PANEL + j * S::LANES));
+                        }
+                        right[j] = s.read(b.add(j * S::LANES));
+                    }
+                    b = b.add(PANEL);
+                    for i in 0..M {
+                        let left = s.splat(*a.add(i * LINE + p));
+                        for j in 0..N {
+                            sums[i][j] = s.fma(left, right[j], sums[i][j]);
+                        }
                     }
                 }
+                a = a.add(M * LINE);
             }
             if let Some(scales) = self.scales {
                 for i in 0..M {

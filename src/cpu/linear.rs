@@ -66,7 +66,7 @@ pub(super) fn linear(
     let a = Rows { data: &input, count: rows, stride: inputs };
     let mut passing = None;
     let packed = packed(context, weight, [outputs, inputs], &mut passing);
-    product(context.kernels, &context.threads, a, packed.panels(), range, out.make_mut(), finish);
+    product(context, a, packed.panels(), range, out.make_mut(), finish);
     if activation != Some(Activation::SwiGlu) {
         return Ok(Tensor::pooled(shape, out));
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::{
     Context, Plan, Tensor,
     check::{expect_shape, tokens_shape},
-    gemm::{Finish, Out, Product, Rows},
+    gemm::{Finish, Out, Product, Rows, block_values, pack_blocks},
     pack::{PANEL, PackTransposed, Panels, Shared, panel_values},
     plan::build,
     select::mean_over_heads,
@@ -152,6 +152,7 @@ struct Job<'a> {
 /// Where the parts of a thread's scratch end.
 struct Room {
     unit: usize,
+    blocks: usize,
     panels: usize,
     scores: usize,
     total: usize,
@@ -161,6 +162,8 @@ struct Room {
 struct Work<'a> {
     /// (N, width): compared rows of length 1, those of A first.
     unit: &'a mut [f32],
+    /// Those of A in blocks.
+    blocks: &'a mut [f32],
     /// Those of B in panels.
     panels: &'a mut [f32],
     /// (A, row) with rows of whole panels.
@@ -184,20 +187,22 @@ impl Job<'_> {
 
     fn room(&self) -> Room {
         let unit = self.n * self.width;
-        let panels = unit + panel_values(self.width, self.nb);
+        let blocks = unit + block_values(self.na, self.width);
+        let panels = blocks + panel_values(self.width, self.nb);
         let scores = panels + self.na * self.row();
-        Room { unit, panels, scores, total: scores + 5 * self.n }
+        Room { unit, blocks, panels, scores, total: scores + 5 * self.n }
     }
 
     fn work<'a>(&self, scratch: &'a mut [f32], room: &Room) -> Work<'a> {
         let (unit, rest) = scratch.split_at_mut(room.unit);
-        let (panels, rest) = rest.split_at_mut(room.panels - room.unit);
+        let (blocks, rest) = rest.split_at_mut(room.blocks - room.unit);
+        let (panels, rest) = rest.split_at_mut(room.panels - room.blocks);
         let (scores, rest) = rest.split_at_mut(room.scores - room.panels);
         let (tokens, rest) = rest.split_at_mut(self.n);
         let (best, rest) = rest.split_at_mut(self.n);
         let (partner, rest) = bytemuck::cast_slice_mut::<f32, u32>(rest).split_at_mut(self.n);
         let (order, group_of) = rest.split_at_mut(self.n);
-        Work { unit, panels, scores, tokens, best, partner, order, group_of }
+        Work { unit, blocks, panels, scores, tokens, best, partner, order, group_of }
     }
 
     /// The special tokens of A, and of B.
@@ -223,8 +228,9 @@ impl Job<'_> {
             let from = &b[panel * PANEL * width..self.nb.min((panel + 1) * PANEL) * width];
             kernels.run(PackTransposed { from, stride: width, depth: width, to });
         }
+        let rows = Rows { data: a, count: self.na, stride: width };
         kernels.run(Product {
-            a: Rows { data: a, count: self.na, stride: width },
+            a: pack_blocks(kernels, rows, width, work.blocks),
             b: Panels { data: work.panels, depth: width, columns: self.nb },
             columns: 0..self.nb,
             out: Out::of(work.scores, self.row()),
