@@ -12,16 +12,22 @@ use std::{
 const HELP: &str = "\
 cargo xtask compare-cpu [--rounds N] [--python PROGRAM]
 
-  Runs DeiT-T and DeiT-S, dense and with tome:r=13, batches of 1 and 8, on 1 and 2 threads, in turn with OpenVINO, ONNX Runtime
-  and (dense) PyTorch on the same weights, and writes the ratios of times to benches/results/cpu.md, the machine named by
-  its processor's features only. What Python has not, it installs from its package index into target/compare-cpu; PyTorch,
-  which is large, is used where --python has it.
+  Runs DeiT-T and DeiT-S, dense and reduced, batches of 1 and 8, on 1 and 2 threads, in turn with OpenVINO and ONNX Runtime
+  (dense and tome:r=13) and PyTorch (dense; also LV-ViT-S and AFFNet-ET) on the same weights, and writes the ratios of times
+  to benches/results/cpu.md, the machine named by its processor's features only. What Python has not, it installs from its
+  package index into target/compare-cpu; PyTorch, which is large, is used where --python has it.
 
-  --rounds N         rounds in which everybody runs once (15)
+  --rounds N         rounds in which everybody has a turn (15)
   --python PROGRAM   the Python to make the environment with (python3)
 ";
 
-const SCRIPT: &str = include_str!("compare.py");
+/// The first is run, the others it imports.
+const SCRIPTS: [(&str, &str); 4] = [
+    ("compare.py", include_str!("compare.py")),
+    ("weights.py", include_str!("weights.py")),
+    ("graphs.py", include_str!("graphs.py")),
+    ("eager.py", include_str!("eager.py")),
+];
 const PACKAGES: [&str; 4] = ["numpy", "onnx", "openvino", "onnxruntime"];
 const RESULT: &str = "benches/results/cpu.md";
 
@@ -75,8 +81,11 @@ pub(crate) fn run(words: impl Iterator<Item = OsString>) -> Result<(), String> {
         "--example",
         "cpu_rounds",
     ]))?;
-    let script = folder.join("compare.py");
-    fs::write(&script, SCRIPT).map_err(|e| format!("{}: {e}", script.display()))?;
+    for (name, text) in SCRIPTS {
+        let script = folder.join(name);
+        fs::write(&script, text).map_err(|e| format!("{}: {e}", script.display()))?;
+    }
+    let script = folder.join(SCRIPTS[0].0);
     let mut compare = Command::new(&python);
     compare.arg(&script).arg(target.join("release/examples/cpu_rounds")).arg(&folder);
     compare.arg(arguments.rounds.to_string()).stderr(Stdio::inherit());
@@ -121,7 +130,7 @@ fn report(table: &str, rounds: usize) -> String {
     let _ = writeln!(
         text,
         "Their time over foveate's for the same weights, f32: above 1 foveate is faster. Medians over {rounds} rounds in which \
-         everybody runs once, in turn; `cargo xtask compare-cpu` makes this table. Processor: {}.\n\n{table}",
+         everybody has a turn, the fastest of a few passes; `cargo xtask compare-cpu` makes this table. Processor: {}.\n\n{table}",
         features()
     );
     text
