@@ -2,6 +2,9 @@
 
 use std::f64::consts::TAU;
 
+mod backends;
+
+use backends::backends;
 use foveate::{
     Tensor,
     backend::{Frequency, GridBackend},
@@ -135,14 +138,15 @@ fn check(batch: usize, grid: [usize; 2], groups: usize, width: usize, seed: u64)
     let want = by_definition(&x, grid, &f);
     let largest = want.iter().fold(1.0, |largest: f64, v| largest.max(v.abs()));
     for residual in [None, Some(&residual)] {
-        let got = Reference::new().frequency(&x, grid, &f, residual).unwrap();
-        for (at, (got, want)) in got.data().iter().zip(&want).enumerate() {
-            let want = want + residual.map_or(0.0, |r| f64::from(r.data()[at]));
-            // Sums of H·W and of 2S terms, each rounded: far below 1e-5 of the largest.
-            assert!(
-                (f64::from(*got) - want).abs() <= 1e-5 * largest,
-                "{grid:?}[{at}]: {got} instead of {want}"
-            );
+        for got in backends().map(|backend| backend.frequency(&x, grid, &f, residual).unwrap()) {
+            for (at, (got, want)) in got.data().iter().zip(&want).enumerate() {
+                let want = want + residual.map_or(0.0, |r| f64::from(r.data()[at]));
+                // Sums of H·W and of 2S terms, each rounded: far below 1e-5 of the largest.
+                assert!(
+                    (f64::from(*got) - want).abs() <= 1e-5 * largest,
+                    "{grid:?}[{at}]: {got} instead of {want}"
+                );
+            }
         }
     }
 }

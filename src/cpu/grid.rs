@@ -4,6 +4,7 @@ use super::{
     Cpu, Tensor,
     activation::Activate,
     check::{addressable, expect_shape, tokens_shape},
+    frequency::{self, MOST_SIDE},
     gemm::{Finish, product_of},
     pack::{Packed, Shared},
     simd::{Kernel, Simd, math},
@@ -290,14 +291,17 @@ impl GridBackend for Cpu {
         filter: &Frequency<Tensor>,
         residual: Option<&Tensor>,
     ) -> Result<Tensor> {
-        let filter = Frequency {
-            w1: filter.w1.view().to_host()?,
-            b1: filter.b1.view().to_host()?,
-            w2: filter.w2.view().to_host()?,
-            b2: filter.b2.view().to_host()?,
-            activation: filter.activation,
-            threshold: filter.threshold,
-        };
+        let Frequency { activation, threshold, .. } = *filter;
+        let (w1, b1) = (filter.w1.view(), filter.b1.view());
+        let (w2, b2) = (filter.w2.view(), filter.b2.view());
+        if grid.iter().all(|&side| side <= MOST_SIDE) {
+            let filter = Frequency { w1, b1, w2, b2, activation, threshold };
+            return self
+                .timed(Kind::Frequency, |context| frequency::frequency(context, x, grid, &filter, residual));
+        }
+        let [w1, b1] = [w1.to_host()?, b1.to_host()?];
+        let [w2, b2] = [w2.to_host()?, b2.to_host()?];
+        let filter = Frequency { w1, b1, w2, b2, activation, threshold };
         let residual = residual.map(|residual| residual.view().to_host()).transpose()?;
         self.timed(Kind::Rest, |_| {
             self.adopt(&self.plain()?.frequency(&x.view().to_host()?, grid, &filter, residual.as_ref())?)

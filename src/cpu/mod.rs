@@ -14,6 +14,7 @@ mod activation;
 mod attention;
 mod backend;
 mod check;
+mod frequency;
 mod gemm;
 mod grid;
 mod linear;

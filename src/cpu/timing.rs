@@ -16,12 +16,13 @@ pub(super) enum Kind {
     Merge,
     Patches,
     Convolution,
+    Frequency,
     Readout,
     Rest,
 }
 
 impl Kind {
-    const NAMES: [&str; 10] = [
+    const NAMES: [&str; 11] = [
         "linear",
         "attention",
         "norm",
@@ -30,6 +31,7 @@ impl Kind {
         "merge",
         "patches",
         "convolution",
+        "frequency",
         "readout",
         "rest",
     ];

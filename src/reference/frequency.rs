@@ -12,9 +12,9 @@ use super::{
     arithmetic::{activate, add, add_scaled},
     expect_shape,
 };
-use crate::{Error, Result, Tensor, backend::Frequency, model::Activation};
+use crate::{Error, HostTensor, Result, Tensor, backend::Frequency, model::Activation};
 
-const OP: &str = "frequency";
+pub(crate) const OP: &str = "frequency";
 
 /// The half spectra of all channels, or what is multiplied with them: (B, C, H, W/2 + 1) each, frequencies in natural order.
 #[derive(Clone, Debug)]
@@ -61,24 +61,21 @@ fn check_sides([height, width]: [usize; 2]) -> Result<()> {
 }
 
 /// (B, C) of a feature map on `grid`.
-fn map_shape(name: &str, x: &Tensor, [height, width]: [usize; 2]) -> Result<[usize; 2]> {
-    match *x.shape() {
+pub(crate) fn map_shape(name: &str, shape: &[usize], [height, width]: [usize; 2]) -> Result<[usize; 2]> {
+    match *shape {
         [b, n, c] if b > 0 && c > 0 && n > 0 && Some(n) == height.checked_mul(width) => {
             check_sides([height, width])?;
             Ok([b, c])
         }
         _ => Err(Error::argument(
             OP,
-            format!(
-                "{name} has shape {:?}, expected (images, {height}x{width} positions, channels)",
-                x.shape()
-            ),
+            format!("{name} has shape {shape:?}, expected (images, {height}x{width} positions, channels)"),
         )),
     }
 }
 
 /// The number of groups and of channels of each, after checking every parameter's shape.
-fn groups(filter: &Frequency<Tensor>, channels: usize) -> Result<[usize; 2]> {
+pub(crate) fn groups(filter: &Frequency<impl HostTensor>, channels: usize) -> Result<[usize; 2]> {
     let [groups, width] = match *filter.w1.shape() {
         [2, g, s, _] if g > 0 && s > 0 => [g, s],
         ref other => {
@@ -120,7 +117,7 @@ fn groups(filter: &Frequency<Tensor>, channels: usize) -> Result<[usize; 2]> {
 /// # Errors
 /// When `x` is no feature map on `grid`.
 pub fn spectrum(x: &Tensor, grid: [usize; 2]) -> Result<Spectrum> {
-    let [batch, channels] = map_shape("x", x, grid)?;
+    let [batch, channels] = map_shape("x", x.shape(), grid)?;
     let ([height, width], half) = (grid, grid[1] / 2 + 1);
     let (along_width, along_height) = (Turns::new(width, half), Turns::new(height, height));
     let scale = 1.0 / ((height * width) as f64).sqrt();
@@ -281,7 +278,7 @@ pub(super) fn frequency(
     filter: &Frequency<Tensor>,
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let [_, channels] = map_shape("x", x, grid)?;
+    let [_, channels] = map_shape("x", x.shape(), grid)?;
     groups(filter, channels)?;
     if let Some(residual) = residual {
         expect_shape(OP, "residual", residual, x.shape())?;
