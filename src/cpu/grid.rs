@@ -106,19 +106,22 @@ impl Cpu {
             let image = &x[image * per_image..][..per_image];
             // SAFETY: each task has a row of places of its own.
             let out = unsafe { shared.part(task * columns * channels, columns * channels) };
-            for (column, out) in out.chunks_exact_mut(channels).enumerate() {
-                let mut taps = [(&[][..], &[][..]); 9];
-                let mut used = 0;
-                for tap in 0..9 {
-                    if let Some(at) = places.position(row, column, tap) {
-                        let weight = &weight[tap * channels..][..channels];
-                        taps[used] = (weight, &image[at * channels..][..channels]);
-                        used += 1;
-                    }
-                }
-                let (taps, bias) = (&taps[..used], &*bias);
-                context.kernels.run(SumTaps { taps, bias, activation: layer.activation, out });
-            }
+            let lines = [0, 1, 2].map(|tap| {
+                let first = places.seen(0, row, tap)? * grid[1] * channels;
+                Some(&image[first..first + grid[1] * channels])
+            });
+            let (weight, bias, stride) = (&*weight, &*bias, layer.stride);
+            let (width, activation) = (grid[1], layer.activation);
+            context.kernels.run(DepthwiseRow {
+                lines,
+                width,
+                channels,
+                weight,
+                bias,
+                stride,
+                activation,
+                out,
+            });
         });
         Ok(Tensor::pooled(shape, out))
     }
@@ -161,34 +164,82 @@ impl Cpu {
     }
 }
 
-/// Products of some positions' channels with their taps' weights, summed on top of the bias.
-struct SumTaps<'a> {
-    taps: &'a [(&'a [f32], &'a [f32])],
+/// Columns of a row whose channels are summed vector by vector while what they see is in the first-level cache.
+const COLUMNS: usize = 16;
+
+/// A row of a 3x3 depthwise convolution.
+struct DepthwiseRow<'a> {
+    /// The input's rows (width, channels) that are seen; none beyond the border.
+    lines: [Option<&'a [f32]>; 3],
+    width: usize,
+    channels: usize,
+    /// (9, channels).
+    weight: &'a [f32],
     bias: &'a [f32],
+    stride: usize,
     activation: Option<Activation>,
+    /// (columns, channels).
     out: &'a mut [f32],
 }
 
-impl Kernel for SumTaps<'_> {
+impl Kernel for DepthwiseRow<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let channels = self.out.len();
-        for at in (0..channels).step_by(S::LANES) {
-            let range = at..channels.min(at + S::LANES);
-            let whole = range.len() == S::LANES;
-            let load = |x: &[f32]| {
-                let x = &x[range.clone()];
-                if whole { s.load(x) } else { s.load_some(x, 0.0) }
-            };
-            let mut sum = load(self.bias);
-            for (weight, x) in self.taps {
-                sum = s.fma(load(weight), load(x), sum);
+        let Self { lines, width, channels, weight, bias, stride, activation, out } = self;
+        let columns = out.len() / channels;
+        assert!(lines.iter().flatten().all(|line| line.len() == width * channels));
+        assert!(weight.len() == 9 * channels && bias.len() == channels && (columns - 1) * stride < width);
+        let vectors = channels / S::LANES * S::LANES;
+        for first in (0..columns).step_by(COLUMNS) {
+            let last = columns.min(first + COLUMNS);
+            for at in (0..vectors).step_by(S::LANES) {
+                let mut weights = [s.splat(0.0); 9];
+                for (tap, to) in weights.iter_mut().enumerate() {
+                    *to = s.load(&weight[tap * channels + at..]);
+                }
+                let bias = s.load(&bias[at..]);
+                for column in first..last {
+                    // The middle tap sees `column·stride`, which is below the width.
+                    let middle = column * stride;
+                    let (left, right) = (middle > 0, middle + 1 < width);
+                    let mut sum = bias;
+                    for (weights, line) in weights.as_chunks::<3>().0.iter().zip(lines) {
+                        let Some(line) = line else { continue };
+                        // SAFETY: positions from 0 to `width - 1` and a whole vector of channels from `at` on lie in the line,
+                        // whose length was checked.
+                        unsafe {
+                            let line = line.as_ptr().add(middle * channels + at);
+                            if left {
+                                sum = s.fma(weights[0], s.read(line.sub(channels)), sum);
+                            }
+                            sum = s.fma(weights[1], s.read(line), sum);
+                            if right {
+                                sum = s.fma(weights[2], s.read(line.add(channels)), sum);
+                            }
+                        }
+                    }
+                    let sum = activation.map_or(sum, |activation| math::activate(s, activation, sum));
+                    s.store(&mut out[column * channels + at..], sum);
+                }
             }
-            let sum = self.activation.map_or(sum, |activation| math::activate(s, activation, sum));
-            let out = &mut self.out[range];
-            if whole { s.store(out, sum) } else { s.store_some(out, sum) }
+            if vectors == channels {
+                continue;
+            }
+            for column in first..last {
+                let rest = vectors..channels;
+                let mut sum = s.load_some(&bias[rest.clone()], 0.0);
+                for (tap, line) in (0..9).filter_map(|tap| Some((tap, lines[tap / 3]?))) {
+                    let Some(x) = (column * stride + tap % 3).checked_sub(1).filter(|&x| x < width) else {
+                        continue;
+                    };
+                    let weight = s.load_some(&weight[tap * channels..][rest.clone()], 0.0);
+                    sum = s.fma(weight, s.load_some(&line[x * channels..][rest.clone()], 0.0), sum);
+                }
+                let sum = activation.map_or(sum, |activation| math::activate(s, activation, sum));
+                s.store_some(&mut out[column * channels..][rest], sum);
+            }
         }
     }
 }

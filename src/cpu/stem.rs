@@ -43,15 +43,9 @@ impl Places {
     }
 
     /// Where tap `tap` along `axis` is, at place `place`; nowhere beyond the border.
-    fn seen(&self, axis: usize, place: usize, tap: usize) -> Option<usize> {
+    pub(super) fn seen(&self, axis: usize, place: usize, tap: usize) -> Option<usize> {
         let at = (place * self.window.stride + tap).checked_sub(self.window.padding);
         at.filter(|&at| at < self.grid[axis])
-    }
-
-    /// The position that tap `tap` sees at a place, unless it lies beyond the border.
-    pub(super) fn position(&self, row: usize, column: usize, tap: usize) -> Option<usize> {
-        let k = self.window.kernel;
-        Some(self.seen(0, row, tap / k)? * self.grid[1] + self.seen(1, column, tap % k)?)
     }
 
     /// What the window sees of a feature map (H·W, C) at place `place`.
