@@ -52,13 +52,24 @@ impl Places {
     pub(super) fn look(&self, image: &[f32], place: usize, out: &mut [f32]) {
         let (k, columns) = (self.window.kernel, self.over[1]);
         let channels = out.len() / self.window.taps();
-        for (tap, out) in out.chunks_exact_mut(channels).enumerate() {
-            let y = self.seen(0, place / columns, tap / k);
-            let x = self.seen(1, place % columns, tap % k);
-            if let (Some(y), Some(x)) = (y, x) {
-                out.copy_from_slice(&image[(y * self.grid[1] + x) * channels..][..channels]);
-            } else {
+        let (row, column) = (place / columns, place % columns);
+        // Where all taps of a line lie inside, their channels lie one behind the other.
+        let first = self.seen(1, column, 0).filter(|_| self.seen(1, column, k - 1).is_some());
+        for (line, out) in out.chunks_exact_mut(k * channels).enumerate() {
+            let Some(y) = self.seen(0, row, line) else {
                 out.fill(0.0);
+                continue;
+            };
+            let line = &image[y * self.grid[1] * channels..][..self.grid[1] * channels];
+            if let Some(x) = first {
+                out.copy_from_slice(&line[x * channels..][..k * channels]);
+                continue;
+            }
+            for (tap, out) in out.chunks_exact_mut(channels).enumerate() {
+                match self.seen(1, column, tap) {
+                    Some(x) => out.copy_from_slice(&line[x * channels..][..channels]),
+                    None => out.fill(0.0),
+                }
             }
         }
     }
