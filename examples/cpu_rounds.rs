@@ -27,8 +27,8 @@ enum Model {
 }
 
 enum Output {
-    Vit(VitOutput<Cpu>),
-    AffNet(AffOutput<Cpu>),
+    Vit(Box<VitOutput<Cpu>>),
+    AffNet(Box<AffOutput<Cpu>>),
 }
 
 impl Model {
@@ -55,10 +55,10 @@ impl Model {
     ) -> Result<Output, Failure> {
         Ok(match (self, earlier) {
             (Self::Vit(vit), Some(Output::Vit(earlier))) => {
-                Output::Vit(vit.forward_again(images, reduction, earlier)?)
+                Output::Vit(Box::new(vit.forward_again(images, reduction, *earlier)?))
             }
-            (Self::Vit(vit), _) => Output::Vit(vit.forward(images, reduction)?),
-            (Self::AffNet(net), _) => Output::AffNet(net.forward(images)?),
+            (Self::Vit(vit), _) => Output::Vit(Box::new(vit.forward(images, reduction)?)),
+            (Self::AffNet(net), _) => Output::AffNet(Box::new(net.forward(images)?)),
         })
     }
 }

@@ -115,6 +115,9 @@ impl Table {
     }
 }
 
+/// Writes what the product of a task is added to.
+type Prepare<'a> = dyn Fn(usize, &mut [f32]) + Sync + 'a;
+
 /// `tasks` products of `table` with right factors that `fill(task, panel, its first column and how many, to)` writes; results go to
 /// `out`, one behind the other. `before` prepares what a product is added to.
 fn transforms(
@@ -123,7 +126,7 @@ fn transforms(
     [tasks, columns]: [usize; 2],
     fill: impl Fn(usize, [usize; 2], &mut [f32]) + Sync,
     out: &mut [f32],
-    before: Option<&(dyn Fn(usize, &mut [f32]) + Sync)>,
+    before: Option<&Prepare<'_>>,
 ) {
     let (depth, len) = (table.depth, table.rows * columns);
     let values = panel_values(depth, columns);

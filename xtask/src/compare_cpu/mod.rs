@@ -104,8 +104,13 @@ pub(crate) fn run(words: impl Iterator<Item = OsString>) -> Result<(), String> {
     Ok(())
 }
 
-/// The Python of an environment that has the packages.
+/// A Python that has the packages: the given one, or that of an environment made from it.
 fn environment(folder: &Path, python: &str) -> Result<PathBuf, String> {
+    let all = format!("import {}", PACKAGES.join(", "));
+    let there = Command::new(python).args(["-c", &all]).stderr(Stdio::null()).status();
+    if there.is_ok_and(|status| status.success()) {
+        return Ok(python.into());
+    }
     let place = folder.join("environment");
     let own = place.join("bin/python");
     if !own.exists() {
