@@ -1,8 +1,9 @@
 // performer.cu - attention that is linear in the number of tokens, by positive random features (T2T-ViT's performer).
 //
 // Maths:   phi(a) = exp(w a - |a|^2/2)/sqrt(m);  S = sum over tokens s of phi(k_s) v_s^T, z = sum of phi(k_s);
-//          out_t = phi(q_t) S / (phi(q_t) z + 1e-8).  Everything in f32: |a|^2/2 can be large.
-// Shapes:  packed (B, N, 3D): keys, queries, values, last axis contiguous, other strides in elements;  w (m, D);  out (B, N, D);
+//          out_t = phi(q_t) S / (phi(q_t) z + 1e-8).  Everything in f32: |a|^2/2 can be large. So is w: an exponential takes over what
+//          its argument has lost, and w is read from cache but for the first time.
+// Shapes:  packed (B, N, 3D): keys, queries, values, last axis contiguous, other strides in elements;  w (m, D) f32;  out (B, N, D);
 //          partial (B, chunks, m, D + 1) f32: S and z of 256 tokens each, z last. D up to 64, m up to 32.
 // Launch:  sums: grid (chunks, B), out: grid (ceil(N/64), B); block 256, 35,456 bytes of static shared memory.
 // Cost:    4*N*m*D + 2*N*(m + D) multiply-adds and 2*N*m exponentials an image. Reads packed once (keys and values, then queries),
@@ -27,7 +28,7 @@ constexpr float kEpsilon = 1e-8f;
 
 struct PerformerParams {
     const void* packed;   // (B, N, 3D)
-    const void* weight;   // (m, D)
+    const float* weight;  // (m, D)
     float* partial;       // (B, chunks, m, D + 1)
     void* out;            // (B, N, D)
     int64_t packed_batch_stride, packed_token_stride;
@@ -111,7 +112,7 @@ __device__ __forceinline__ void performer_sums(const PerformerParams& p) {
     const int chunk = static_cast<int>(blockIdx.x);
     const int64_t image = blockIdx.y;
     const auto* packed = static_cast<const Storage*>(p.packed) + image * p.packed_batch_stride;
-    load_rows<E>(shared.weight, static_cast<const Storage*>(p.weight), p.width, p.features, p.width);
+    load_rows<fv::F32>(shared.weight, p.weight, p.width, p.features, p.width);
     // A thread has 4 features next to each other and 2 columns (32 apart) of S; the first 32 threads a feature of z too.
     const int feature = static_cast<int>(threadIdx.x) / 32 * 4;
     const int column = static_cast<int>(threadIdx.x) % 32;
@@ -175,7 +176,7 @@ __device__ __forceinline__ void performer_out(const PerformerParams& p) {
     const int count = min(kTile, p.tokens - first);
     const int64_t image = blockIdx.y;
     const auto* rows = static_cast<const Storage*>(p.packed) + image * p.packed_batch_stride + first * p.packed_token_stride;
-    load_rows<E>(shared.weight, static_cast<const Storage*>(p.weight), p.width, p.features, p.width);
+    load_rows<fv::F32>(shared.weight, p.weight, p.width, p.features, p.width);
     load_rows<E>(shared.rows, rows + p.width, p.packed_token_stride, count, p.width);
     __syncthreads();
     features_of(shared, count, p.features, p.scale);

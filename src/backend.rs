@@ -263,8 +263,8 @@ pub trait Backend: Send + Sync {
 
     /// Moves a tensor to the device, in the type of its weights and tokens.
     fn upload(&self, tensor: Tensor) -> Result<Self::Tensor>;
-    /// Moves token sizes or attention scores to the device: in `f32`, whatever the type of weights and tokens, as the
-    /// operations that make them write them.
+    /// Moves token sizes, attention scores or a performer's random features to the device: in `f32`, whatever the type of
+    /// weights and tokens, as operations write and read them.
     fn upload_f32(&self, tensor: Tensor) -> Result<Self::Tensor>;
     /// Copies a tensor to the host.
     fn download(&self, tensor: &Self::Tensor) -> Result<Tensor>;
@@ -446,7 +446,7 @@ pub trait Backend: Send + Sync {
     fn columns(&self, x: &Self::Tensor, range: Range<usize>) -> Result<Self::Tensor>;
     /// Attention by positive random features `w` (m, D), linear in the number of tokens (T2T-ViT's performer, Choromanski et al.,
     /// ICLR 2021): of `packed` keys, queries and values (B, N, 3D), in that order,
-    /// `φ(q_t)·Σ φ(k_s) v_sᵀ / (φ(q_t)·Σ φ(k_s) + 1e-8)` with `φ(a) = exp(w a - |a|²/2)/√m`, (B, N, D). In `f32` throughout.
+    /// `φ(q_t)·Σ φ(k_s) v_sᵀ / (φ(q_t)·Σ φ(k_s) + 1e-8)` with `φ(a) = exp(w a - |a|²/2)/√m`, (B, N, D). In `f32` throughout, `w` included ([`Backend::upload_f32`]).
     fn performer(&self, packed: &Self::Tensor, w: &Self::Tensor) -> Result<Self::Tensor>;
     /// The largest value of each column over the tokens from `first` on, (B, N, C) → (B, C). Tokens of size 0 (`sizes`, B and N)
     /// do not count; where none counts it is 0. A NaN among those that count is the result.

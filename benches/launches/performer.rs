@@ -22,11 +22,11 @@ fn stage<T: Value>(place: &Place, shape: Shape) -> Result<Launch> {
     let Shape { batch, tokens, width, heads } = shape;
     let width = width / heads;
     let packed = place.values::<T>(batch * tokens * 3 * width, 1)?;
-    let weight = place.values::<T>(FEATURES * width, 2)?;
+    let weight = place.values::<f32>(FEATURES * width, 2)?;
     let mut partial = place.zeros::<f32>(partial_length(batch, tokens, width, FEATURES))?;
     let mut out = place.zeros::<T>(batch * tokens * width)?;
     let work = Work {
-        bytes: (4 * batch * tokens * width + FEATURES * width) * <T as Element>::DTYPE.bytes(),
+        bytes: 4 * (batch * tokens * width * <T as Element>::DTYPE.bytes() + FEATURES * width),
         flops: 2 * batch * tokens * FEATURES * (4 * width + 1),
         units: Units::Lanes,
     };

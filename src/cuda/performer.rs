@@ -80,7 +80,7 @@ pub fn partial_length(batch: usize, tokens: usize, width: usize, features: usize
 pub struct PerformerPointers {
     /// Keys, queries and values in that order, (B, N, 3D).
     pub packed: Strided<DevicePointer>,
-    /// The random features, (m, D) without gaps.
+    /// The random features, (m, D) without gaps, in `f32` whatever the type.
     pub weight: DevicePointer,
     /// m.
     pub features: usize,
@@ -90,7 +90,7 @@ pub struct PerformerPointers {
     pub out: Strided<DevicePointer>,
 }
 
-/// Attention by random features of `packed` keys, queries and values (B, N, 3D) with `weight` (m, D) into `out` (B, N, D):
+/// Attention by random features of `packed` keys, queries and values (B, N, 3D) with `weight` (m, D) in `f32` into `out` (B, N, D):
 /// [`Backend::performer`](crate::backend::Backend::performer). Two launches; `partial` holds what passes between them.
 ///
 /// # Errors
@@ -100,7 +100,7 @@ pub fn performer<T: Element>(
     device: &Device,
     stream: &CudaStream,
     packed: &Strided<CudaView<'_, T>>,
-    weight: &CudaView<'_, T>,
+    weight: &CudaView<'_, f32>,
     features: usize,
     partial: &mut CudaViewMut<'_, f32>,
     out: &mut Strided<CudaViewMut<'_, T>>,
@@ -148,7 +148,7 @@ pub unsafe fn performer_raw(
         ));
     }
     packed.expect_shape(OP, "packed", [batch, tokens, 3 * width])?;
-    check_pointer(OP, "weight", weight, dtype.bytes())?;
+    check_pointer(OP, "weight", weight, size_of::<f32>())?;
     check_pointer(OP, "partial", partial, size_of::<f32>())?;
 
     let chunks = tokens.div_ceil(CHUNK);

@@ -200,6 +200,12 @@ pub enum StemParams<T> {
 }
 
 impl<T> StemParams<T> {
+    /// The random features of performers, which are `f32` on every device.
+    pub(super) fn features_mut(&mut self) -> impl Iterator<Item = &mut Option<T>> {
+        let stages = if let Self::TokensToToken(stages) = self { &mut stages[..] } else { &mut [] };
+        stages.iter_mut().map(|stage| &mut stage.features)
+    }
+
     pub(super) fn try_map<U>(self, f: &mut dyn FnMut(T) -> Result<U>) -> Result<StemParams<U>> {
         Ok(match self {
             Self::Patches => StemParams::Patches,

@@ -15,7 +15,7 @@ pub struct StageParams<T> {
     pub norm1: Norm<T>,
     /// Queries, keys and values, (3T, I), in this order; with random features keys, queries and values.
     pub packed: Linear<T>,
-    /// The random features of a performer, (m, T).
+    /// The random features of a performer, (m, T), in `f32` whatever the type of the other weights.
     pub features: Option<T>,
     /// Output projection of the attention, (T, T).
     pub proj: Linear<T>,

@@ -66,8 +66,12 @@ impl<B: Backend> Vit<B> {
     pub fn new(backend: B, config: VitConfig, params: VitParams<Tensor>) -> Result<Self> {
         config.check()?;
         check_params(&config, &params)?;
-        let (params, head_dim) = padded(params, &config, backend.head_dim(config.head_dim()))?;
-        let params = params.try_map(&mut |tensor| backend.upload(tensor))?;
+        let (mut params, head_dim) = padded(params, &config, backend.head_dim(config.head_dim()))?;
+        let features: Vec<Option<Tensor>> = params.stem.features_mut().map(Option::take).collect();
+        let mut params = params.try_map(&mut |tensor| backend.upload(tensor))?;
+        for (place, features) in params.stem.features_mut().zip(features) {
+            *place = features.map(|features| backend.upload_f32(features)).transpose()?;
+        }
         Ok(Self { backend, config, params, head_dim })
     }
 

@@ -95,7 +95,7 @@ impl Cuda {
             return Err(Error::argument(OP, what));
         }
         let features = w.shape().first().copied().unwrap_or(0);
-        let weight = self.read_array(OP, "the random features", w, &[features, width])?;
+        let weight = self.read_f32(OP, "the random features", w, &[features, width])?;
         let out = self.empty(&[batch, tokens, width], *dtype)?;
         let partial = self.scratch(&[partial_length(batch, tokens, width, features).max(1)], DType::F32)?;
         let arguments = PerformerPointers {

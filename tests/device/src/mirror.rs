@@ -311,7 +311,7 @@ impl Backend for Mirror {
     }
 
     fn performer(&self, packed: &Tensor, w: &Tensor) -> Result<Tensor> {
-        self.0.download(&self.0.performer(&self.up(packed)?, &self.up(w)?)?)
+        self.0.download(&self.0.performer(&self.up(packed)?, &self.0.upload_f32(w.clone())?)?)
     }
 
     fn max_tokens(&self, x: &Tensor, sizes: Option<&Tensor>, first: usize) -> Result<Tensor> {

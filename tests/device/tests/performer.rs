@@ -36,14 +36,14 @@ impl Case {
     fn inputs<T: Value>(&self) -> (Tensor, Tensor) {
         let Self { batch, tokens, width, features, seed, spread, .. } = *self;
         let packed = random::<T>(batch * tokens * 3 * width, seed, spread);
-        let w = random::<T>(features * width, seed ^ 1, 2.0);
+        let w = random::<f32>(features * width, seed ^ 1, 2.0);
         (tensor(&[batch, tokens, 3 * width], packed), tensor(&[features, width], w))
     }
 
     fn on_device<T: Value>(&self, turn: &Turn, packed: &Tensor, w: &Tensor) -> Vec<f32> {
         let (from, to) = (self.layout(3 * self.width), self.layout(self.width));
         let memory: CudaSlice<T> = turn.upload(&from.spread(packed.data()));
-        let weight: CudaSlice<T> = turn.upload(w.data());
+        let weight: CudaSlice<f32> = turn.upload(w.data());
         let length = partial_length(self.batch, self.tokens, self.width, self.features);
         turn.in_every_order(|| {
             let mut out: CudaSlice<T> = turn.upload(&to.blank());
