@@ -155,14 +155,14 @@ def transformers(program, folder, rounds, have, eager):
                 cell = lambda a, b: f"{ratio(times, a, b):.2f}" if a in times and b in times else ""
                 for spec in ("none", TOME):
                     cells = [cell((spec, name), (spec, "foveate")) for name in names]
-                    rows.append([model, spec, batch, threads, *cells])
+                    note(rows, [model, spec, batch, threads, *cells])
                 cells = [cell(("none", name), (TOME, name)) for name in ["foveate", *have]]
-                speedups.append([model, batch, threads, *cells])
+                note(speedups, [model, batch, threads, *cells])
                 dense = float(fast.ask("macs none 1")[0])
                 for spec in REDUCTIONS:
                     saved = dense / float(fast.ask(f"macs {spec} 1")[0])
                     gained = ratio(times, ("none", "foveate"), (spec, "foveate"))
-                    own.append([model, spec, batch, threads, f"{gained:.2f}", f"{saved:.2f}", f"{gained / saved:.2f}"])
+                    note(own, [model, spec, batch, threads, f"{gained:.2f}", f"{saved:.2f}", f"{gained / saved:.2f}"])
                 fast.close()
     return rows, speedups, own
 
@@ -180,7 +180,7 @@ def threads(program, folder, rounds):
             cells.append(f"{statistics.median(one / two for one, two in pairs):.2f}")
         for fast in both:
             fast.close()
-        rows.append([model, *cells])
+        note(rows, [model, *cells])
     return rows
 
 
@@ -200,9 +200,15 @@ def others(program, folder, rounds, eager):
                 images = pixels(batch, side)
                 check(f"{model} batch {batch}: PyTorch", fast.logits("none", batch), run(images))
                 pairs = [(turn(run, images), fast.turn("none", batch)) for _ in range(rounds)]
-                rows.append([model, batch, count, f"{statistics.median(a / b for a, b in pairs):.2f}"])
+                note(rows, [model, batch, count, f"{statistics.median(a / b for a, b in pairs):.2f}"])
             fast.close()
     return rows
+
+
+def note(rows, row):
+    """Another row of a table, shown at once: the whole takes minutes."""
+    print(*row, file=sys.stderr)
+    rows.append(row)
 
 
 def table(title, head, rows):
