@@ -15,7 +15,7 @@
 //          to 4, B to 8 rows. N to 512, D to W.
 //          fv_match_tiles_* (cosine), fv_match_criteria_*: grid B * (A or B tokens / 32, rounded up), block 128; dynamic
 //          shared a tile, or what the ordered part takes. N to 16,384, any D. One launch one way. Both ways are one launch, too,
-//          to N = 1,024 with a special token: the tiles also find whom each of B would choose among all of A, which stands
+//          by criteria, to N = 1,024 with a special token: the tiles also find whom each of B would choose among all of A, which stands
 //          where that one stays; only those of B whose choice leaves are asked again, 32 at a time, by the image's last block.
 //          Else two launches, forth and back.
 //          The last block of an image to arrive orders it. The counter of arrivals is atomic, what the last block then
@@ -264,7 +264,8 @@ __device__ __forceinline__ void match_tiles(const MatchParams& p) {
     const int64_t image = static_cast<int>(blockIdx.x) / p.tiles;
     const int thread = static_cast<int>(threadIdx.x);
     const fv::Sides sides(p);
-    const bool at_once = p.direction == fv::kAtOnce;
+    // By the cosine alone it would be one register too many.
+    const bool at_once = kCriteria && p.direction == fv::kAtOnce;
     // What the block is at lies in shared memory: in registers it would not fit beside the sums.
     const auto here = [&](auto* array, int count) { return array + static_cast<int64_t>(tile.image) * count; };
     // Queries choose, candidates are chosen. Both are counted without special tokens. At once, those of B that choose again are

@@ -107,8 +107,8 @@ pub type MatchingViews<'a, T> =
 /// A matching over device pointers.
 pub type MatchingPointers = Matching<Strided<DevicePointer>, Strided<DevicePointer>, DevicePointer>;
 
-/// Up to this many tokens, and with a special one, both ways are one launch: beyond, one block would ask too many of B again, and
-/// without special tokens those of A that stay are not in the order in which ties are decided.
+/// Up to this many tokens, by criteria and with a special one, both ways are one launch: beyond, one block would ask too many of B
+/// again, and without special tokens those of A that stay are not in the order in which ties are decided.
 const AT_ONCE_TOKENS: usize = 2 * COUNTED;
 
 /// Memory that a matching needs beside its plan: the counters with which blocks tell who is the last of an image, and both ways
@@ -181,7 +181,7 @@ pub fn chosen_values(batch: usize, tokens: usize) -> usize {
 ///
 /// One launch one way. By the cosine, up to 512 tokens of up to 96 values whose rows fit 84 KiB as `f32`, padded (316 of 64),
 /// one block holds an image; beyond, with criteria, or both ways, blocks take 32 tokens of one side each against all of the other.
-/// Both ways are one launch too, up to 1,024 tokens of which one at least is special, else one for each way.
+/// Both ways are one launch too with criteria, up to 1,024 tokens of which one at least is special, else one for each way.
 ///
 /// # Errors
 /// [`Error::Argument`] when shapes, counts or the plan's extents do not fit, a temperature is NaN, the workspace is too
@@ -306,7 +306,7 @@ pub unsafe fn match_tokens_raw(
     let tiles_kernel = if params.attraction == COSINE { &kernels.tiles } else { &kernels.criteria };
     // Who chooses: A, then B.
     let [a, b] = [tokens.div_ceil(2) - matching.special.div_ceil(2), tokens / 2 - matching.special / 2];
-    let at_once = matching.special > 0 && tokens <= AT_ONCE_TOKENS;
+    let at_once = params.attraction != COSINE && matching.special > 0 && tokens <= AT_ONCE_TOKENS;
     let ways: &[(i32, usize)] = match (matching.both_ways, at_once) {
         (false, _) => &[(ONE_WAY, a)],
         (true, true) => &[(AT_ONCE, a)],
