@@ -15,8 +15,8 @@
 //          to 4, B to 8 rows. N to 512, D to W.
 //          fv_match_tiles_* (cosine), fv_match_criteria_*: grid B * (A or B tokens / 32, rounded up), block 128; dynamic
 //          shared a tile, or what the ordered part takes. N to 16,384, any D. One launch one way. Both ways are one launch, too,
-//          by criteria, to N = 1,024 with a special token: the tiles also find whom each of B would choose among all of A, which stands
-//          where that one stays; only those of B whose choice leaves are asked again, 32 at a time, by the image's last block.
+//          by criteria, to N = 1,024 with a special token: the tiles also find whom each of B would choose among all of A,
+//          which stands where that one stays; only those of B whose choice leaves are asked again, 32 at a time, by the image's last block.
 //          Else two launches, forth and back.
 //          The last block of an image to arrive orders it. The counter of arrivals is atomic, what the last block then
 //          computes does not depend on who it is.
