@@ -174,7 +174,9 @@ __device__ __forceinline__ void density_of_all(const ClusterParams& p) {
     }
     const float spread = __fdiv_rn(sum, count);
     for (int place = first + static_cast<int>(threadIdx.x); place < last; place += kPlanThreads) {
-        density[place] = expf(-(density[place] + spread));
+        // Among tokens that are no numbers, or infinite, all are infinitely far from the others.
+        const float mean_square = density[place] + spread;
+        density[place] = mean_square < INFINITY ? expf(-mean_square) : 0.0f;
     }
 }
 
@@ -354,7 +356,8 @@ __device__ __forceinline__ void pair_tile(const ClusterParams& p, int64_t image,
         float far = 0.0f;
         for (int j = 0; j < there; ++j) {
             const float distance = sums[j];
-            far = fmaxf(far, distance);
+            // Who is infinitely far is nobody's farthest.
+            far = distance < INFINITY ? fmaxf(far, distance) : far;
             near = density[others.at(to + half + j)] > own ? fminf(near, distance) : near;
         }
         near = fminf(near, __shfl_xor_sync(fv::kFullWarp, near, 1));
