@@ -39,7 +39,7 @@ pub(super) fn head_norm(
     let [_, _, width] = tokens_shape("head_norm", "packed heads", &packed)?;
     let head_dim = norm.weight.width();
     check(norm, head_dim)?;
-    let part_width = heads * head_dim;
+    let part_width = heads.saturating_mul(head_dim);
     if part_width == 0 || width % part_width != 0 || part >= width / part_width {
         return Err(Error::argument(
             "head_norm",
