@@ -100,11 +100,6 @@ __device__ __forceinline__ float value_of_inverse_key(uint32_t key) {
     return __uint_as_float(key > 0x7fffffffu ? 0xffffffffu - key : key | 0x80000000u);
 }
 
-// base^exponent for bases from 0; within |ln result| + 3 last places.
-__device__ __forceinline__ float power(float base, float exponent) {
-    return exponent == 1.0f ? base : exp2f(exponent * log2f(base));
-}
-
 // base^exponent for bases from 0 in three instructions: within (2*|ln result| + 2*exponent + 3) last places. The accurate form
 // above, a dozen times in a tile's epilogue, would not fit its registers.
 __device__ __forceinline__ float quick_power(float base, float exponent) {
@@ -117,15 +112,19 @@ __device__ __forceinline__ float quick_power(float base, float exponent) {
 constexpr float kLargest = 3.402823466e38f;
 
 // (1/value / the largest 1/value)^exponent, `extreme` being the value of the largest inverse; 1 where that ratio is infinite
-// or undefined.
+// or undefined. Within 2*|ln result| + 3 last places.
 __device__ __forceinline__ float inverse_factor(float value, float extreme, float exponent) {
-    // Below the normal numbers the ratio would lose bits: its power is then a product of two.
+    // Below the normal numbers the ratio would lose bits, or become 0 where a root of it is not: its terms are brought together by
+    // powers of two, at most 2^100 each, that its logarithm gets back. Neither term leaves the normal numbers by that.
     const bool tiny = extreme > 0.0f && value <= kLargest && value * 0x1p-100f > extreme;
-    const float ratio = __fdiv_rn(tiny ? extreme * 0x1p100f : extreme, value);
+    const float upper = tiny ? extreme * 0x1p100f : extreme;
+    const bool smaller = tiny && value * 0x1p-100f > upper;
+    const float ratio = __fdiv_rn(upper, smaller ? value * 0x1p-100f : value);
     if (!(fabsf(ratio) <= kLargest)) {
         return 1.0f;
     }
-    return power(ratio, exponent) * (tiny ? quick_power(0x1p-100f, exponent) : 1.0f);
+    const float shift = smaller ? 200.0f : tiny ? 100.0f : 0.0f;
+    return exponent == 1.0f && !tiny ? ratio : exp2f(exponent * (log2f(ratio) - shift));
 }
 
 // The sum over heads: ratios do not see that a mean would be divided.

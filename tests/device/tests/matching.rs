@@ -286,6 +286,27 @@ fn a_captured_graph_replays() {
     turn.end();
 }
 
+/// A size of 3e38 beside one of 1e-42: the cube root of their ratio is a number of `f32`, the ratio is not.
+#[test]
+fn criteria_may_be_as_far_apart_as_their_type_reaches() {
+    let Some(turn) = Turn::new() else { return };
+    for temperature in [0.5, 1.0, 3.0, 40.0] {
+        let temperatures = Some([0.0, 0.0, temperature]);
+        let case = Case {
+            batch: 1,
+            tokens: 31,
+            heads: 1,
+            special: 0,
+            merges: 4,
+            temperatures,
+            oddities: Oddities { criteria: 0.5, ..TOME.oddities },
+            ..MCTF
+        };
+        (0..4).for_each(|seed| _ = check::<f32>(&turn, &Case { seed, ..case.clone() }));
+    }
+    turn.end();
+}
+
 /// Other rows, another partner, another weight: each would be noticed.
 #[test]
 fn a_comparison_that_must_fail() {

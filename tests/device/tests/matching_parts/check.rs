@@ -5,7 +5,9 @@
 //! independent add up to their size times √D: `4·eps·√D` leaves eight times that size. Reference and kernel add in different
 //! orders, so two scores may be `8·eps·√D` apart. A criterion `f = ratio^e` is within `(2·|ln f| + 4)·eps` of itself in either
 //! (ratio and exponent are rounded, their product is what an exponential magnifies), and a power of the similarity within
-//! `(2·|ln f| + 2·e + 3)·eps` (the hardware's logarithm is off by 2^-22 around 1).
+//! `(2·|ln f| + 2·e + 3)·eps` (the hardware's logarithm is off by 2^-22 around 1). Where criteria or products come near the smallest
+//! numbers of `f32`, their steps count instead: four criteria and a similarity, at most 1 each, and their four products are within
+//! half a step (the reference) or one (the device) of what they should be, so that two products may be 13.5 steps apart.
 
 use foveate::{
     Tensor, TokenPlan,
@@ -16,6 +18,10 @@ use foveate::{
 use super::{Case, Data, planned, weights_of};
 
 const EPS: f64 = f32::EPSILON as f64;
+/// Between the smallest numbers of `f32`.
+const STEP: f64 = 1.401_298_464_324_817e-45;
+/// How many ways of explaining a plan are tried. Almost all plans need one or two.
+const EXPLANATIONS: u32 = 4096;
 
 /// Scores of one image with their uncertainty: (A tokens, B tokens).
 struct Scores {
@@ -90,7 +96,7 @@ impl Scores {
             let spread = (high - middle).max(middle - low) * factor;
             let logarithms = factors[a].1 + factors[b].1 + middle.max(1e-30).ln().abs();
             let relative = EPS * (2.0 * logarithms + 2.0 * exponent + 24.0);
-            let slack = spread + relative * f64::from(score[at]).abs();
+            let slack = spread + relative * f64::from(score[at]).abs() + 14.0 * STEP;
             if slack.is_finite() { slack } else { 0.0 }
         });
         let slack = slack.collect();
@@ -147,11 +153,43 @@ fn classes(rows: &[f32], width: usize, data: &Data, image: usize) -> Vec<usize> 
         .collect()
 }
 
+/// What the best of a token's scores can be on either side, and the token's class.
+#[derive(Clone, Copy)]
+struct Best {
+    high: f64,
+    low: f64,
+    class: usize,
+}
+
+impl Best {
+    fn of(class: usize, pairs: impl Iterator<Item = Pair>) -> Self {
+        let (high, low) = pairs.fold((f64::NEG_INFINITY, f64::NEG_INFINITY), |(high, low), pair| {
+            (high.max(pair.high()), low.max(pair.low()))
+        });
+        Self { high, low, class }
+    }
+
+    /// Whether this may stand before the other in descending order.
+    fn may_precede(self, other: Self) -> bool {
+        self.high >= other.low
+    }
+
+    /// Whether both sides put the two in the same order, or see a tie, without doubt.
+    fn definite(self, other: Self) -> bool {
+        let exact = |best: Self| best.high == best.low;
+        self.class == other.class
+            || self.low > other.high
+            || other.low > self.high
+            || exact(self) && exact(other)
+    }
+}
+
 /// Whether both sides must decide alike everything that shows in the plan.
 fn decided(scores: &Scores, matches: &Matches, special: usize) -> bool {
     let (sa, sb) = (special.div_ceil(2), special / 2);
     let candidates = sb..scores.columns;
-    let best = |a: usize| scores.pair(a, matches.best_in_b[a]);
+    // A pair's own slack does not say how far the best of its token may be: another pair, lower here, may be it there.
+    let best = |a: usize| Best::of(scores.class[2 * a], candidates.clone().map(|b| scores.pair(a, b)));
     let partner = |a: usize, b: usize| {
         candidates.clone().all(|other| other == b || scores.pair(a, b).definite(scores.pair(a, other)))
     };
@@ -167,7 +205,7 @@ fn decided(scores: &Scores, matches: &Matches, special: usize) -> bool {
     let Some(back) = &matches.back else { return forward };
     let at = |b: usize, place: usize| scores.pair(matches.kept[place], b);
     let places = || (0..matches.kept.len()).filter(|&place| matches.kept[place] >= sa);
-    let best = |b: usize| at(b, back.best_in_kept[b]);
+    let best = |b: usize| Best::of(scores.class[2 * b + 1], places().map(|place| at(b, place)));
     forward
         && back.merged.iter().all(|&(b, place)| {
             places().all(|other| other == place || at(b, place).definite(at(b, other)))
@@ -176,83 +214,187 @@ fn decided(scores: &Scores, matches: &Matches, special: usize) -> bool {
         && back.kept.windows(2).all(|two| best(two[0]).definite(best(two[1])))
 }
 
-/// Checks that every choice of one image's plan is optimal within the slack of the scores.
+/// Checks that some course of the matching, every choice of it optimal within the slack of the scores, ends in one image's plan.
 fn optimal(scores: &Scores, case: &Case, groups: &[i32], image: usize) {
-    let (tokens, special) = (case.tokens, case.special);
-    let (sa, sb) = (special.div_ceil(2), special / 2);
-    let (na, nb) = (tokens.div_ceil(2), tokens / 2);
-    let forward = if case.both_ways { case.merges / 2 } else { case.merges };
-    let tail = special + na - sa - forward;
-    let group = |token: usize| groups[token] as usize;
-    assert!((0..special).all(|token| group(token) == token), "special tokens stay");
-    let extreme = |pairs: &mut dyn Iterator<Item = Pair>| {
-        pairs.fold((f64::NEG_INFINITY, f64::NEG_INFINITY), |(high, low), pair| {
-            (high.max(pair.high()), low.max(pair.low()))
-        })
-    };
-    let best: Vec<(f64, f64)> = (0..na).map(|a| extreme(&mut (sb..nb).map(|b| scores.pair(a, b)))).collect();
-    let chosen = |a: usize| {
-        (sb..nb).any(|b| group(2 * b + 1) == group(2 * a) && scores.pair(a, b).high() >= best[a].1)
-    };
-    // Of several A tokens in one group one stayed: the others have chosen a token of the group, and went before it.
-    let mut kept: Vec<usize> = Vec::new();
-    for slot in special..tail {
-        let here: Vec<usize> = (sa..na).filter(|&a| group(2 * a) == slot).collect();
-        let may_stay = |&&a: &&usize| {
-            here.iter().all(|&other| other == a || chosen(other) && best[other].0 >= best[a].1)
-        };
-        let after = kept.last().copied().filter(|_| special > 0);
-        let in_order = |&&a: &&usize| after.is_none_or(|before| a > before);
-        let stayed = if special > 0 {
-            here.iter().filter(may_stay).find(in_order)
-        } else {
-            here.iter().filter(may_stay).min_by(|&&a, &&b| best[a].0.total_cmp(&best[b].0))
-        };
-        kept.push(
-            *stayed.unwrap_or_else(|| panic!("image {image}: nobody of A may have stayed in {here:?}")),
-        );
-    }
-    let left: Vec<usize> = (sa..na).filter(|a| !kept.contains(a)).collect();
-    assert_eq!(left.len(), forward, "image {image}: tokens that left A");
-    for &a in &left {
-        assert!(chosen(a), "image {image}: token {} has a better partner", 2 * a);
-        for &other in &kept {
-            assert!(
-                best[a].0 >= best[other].1,
-                "image {image}: token {} should leave before {}",
-                2 * other,
-                2 * a
-            );
-        }
-    }
-    if special == 0 {
-        descending(kept.iter().map(|&a| best[a]));
-    }
-    if !case.both_ways {
-        assert!((sb..nb).all(|b| group(2 * b + 1) == tail + b - sb), "image {image}: B in order of position");
-        return;
-    }
-    let best: Vec<(f64, f64)> =
-        (0..nb).map(|b| extreme(&mut kept.iter().map(|&a| scores.pair(a, b)))).collect();
-    let (left, mut stayed): (Vec<usize>, Vec<usize>) = (sb..nb).partition(|&b| group(2 * b + 1) < tail);
-    assert_eq!(left.len(), case.merges - forward, "image {image}: tokens that left B");
-    for &b in &left {
-        let pair = scores.pair(kept[group(2 * b + 1) - special], b);
-        assert!(pair.high() >= best[b].1, "image {image}: token {} has a better partner", 2 * b + 1);
-        for &other in &stayed {
-            assert!(best[b].0 >= best[other].1, "image {image}: token {} should leave first", 2 * other + 1);
-        }
-    }
-    stayed.sort_by_key(|&b| group(2 * b + 1));
-    descending(stayed.iter().map(|&b| best[b]));
+    let course = Course::new(scores, case, groups);
+    course
+        .special_tokens()
+        .and_then(|()| course.search())
+        .unwrap_or_else(|why| panic!("image {image}: {why}"));
 }
 
-/// Each highest possible score is at least the lowest possible of all behind it.
-fn descending(best: impl DoubleEndedIterator<Item = (f64, f64)>) {
-    let mut least = f64::NEG_INFINITY;
-    for (high, low) in best.rev() {
-        assert!(high >= least, "not in descending order: {high} before {least}");
-        least = least.max(low);
+/// One image's plan, to be explained: which token a group is named after does not show in it.
+struct Course<'a> {
+    scores: &'a Scores,
+    case: &'a Case,
+    groups: &'a [i32],
+    /// Of A tokens, over all candidates.
+    best: Vec<Best>,
+    /// Tokens that leave A.
+    forward: usize,
+    /// The first group of B.
+    tail: usize,
+}
+
+impl<'a> Course<'a> {
+    fn new(scores: &'a Scores, case: &'a Case, groups: &'a [i32]) -> Self {
+        let (na, nb) = (case.tokens.div_ceil(2), case.tokens / 2);
+        let (sa, sb) = (case.special.div_ceil(2), case.special / 2);
+        let forward = if case.both_ways { case.merges / 2 } else { case.merges };
+        let best = |a: usize| Best::of(scores.class[2 * a], (sb..nb).map(|b| scores.pair(a, b)));
+        let best = (0..na).map(best).collect();
+        Self { scores, case, groups, best, forward, tail: case.special + na - sa - forward }
+    }
+
+    fn a(&self) -> std::ops::Range<usize> {
+        self.case.special.div_ceil(2)..self.case.tokens.div_ceil(2)
+    }
+
+    fn b(&self) -> std::ops::Range<usize> {
+        self.case.special / 2..self.case.tokens / 2
+    }
+
+    fn group_of_a(&self, a: usize) -> usize {
+        self.groups[2 * a] as usize
+    }
+
+    fn group_of_b(&self, b: usize) -> usize {
+        self.groups[2 * b + 1] as usize
+    }
+
+    fn special_tokens(&self) -> Result<(), String> {
+        let stay = (0..self.case.special).all(|token| self.groups[token] as usize == token);
+        stay.then_some(()).ok_or_else(|| "a special token does not stay where it is".into())
+    }
+
+    /// Whether an A token has chosen, of all, one of its group.
+    fn chosen(&self, a: usize) -> bool {
+        let group = self.group_of_a(a);
+        self.b().any(|b| self.group_of_b(b) == group && self.scores.pair(a, b).high() >= self.best[a].low)
+    }
+
+    /// Looks for tokens of A, one for each of its groups, that can have stayed.
+    fn search(&self) -> Result<(), String> {
+        let mut able = Vec::new();
+        for slot in self.case.special..self.tail {
+            let here: Vec<usize> = self.a().filter(|&a| self.group_of_a(a) == slot).collect();
+            // The others have chosen a token of the group, and went before.
+            let stays = |&a: &usize| {
+                here.iter().all(|&other| {
+                    other == a || self.chosen(other) && self.best[other].may_precede(self.best[a])
+                })
+            };
+            able.push(here.iter().copied().filter(stays).collect::<Vec<usize>>());
+            if able.last().is_some_and(Vec::is_empty) {
+                return Err(format!("no token of A can have stayed in group {slot}, where {here:?} are"));
+            }
+        }
+        if self.case.both_ways {
+            let special = self.case.special;
+            still_chosen(self.scores, &mut able, |slot| {
+                self.b().filter(move |&b| self.group_of_b(b) == special + slot)
+            });
+        }
+        let mut why = String::from("no order of the tokens of A that stayed");
+        let mut left = EXPLANATIONS;
+        if self.choose(&able, &mut Vec::new(), &mut left, &mut why) { Ok(()) } else { Err(why) }
+    }
+
+    /// Goes through the choices for the groups behind `kept`; `why` is left with what is wrong with the last.
+    fn choose(&self, able: &[Vec<usize>], kept: &mut Vec<usize>, left: &mut u32, why: &mut String) -> bool {
+        let Some(candidates) = able.get(kept.len()) else {
+            *left = left.saturating_sub(1);
+            return self.explains(kept).map_err(|wrong| *why = wrong).is_ok();
+        };
+        for &a in candidates {
+            let in_order = if self.case.special > 0 {
+                kept.last().is_none_or(|&before| before < a)
+            } else {
+                kept.iter().all(|&before| self.best[before].may_precede(self.best[a]))
+            };
+            if in_order && *left > 0 {
+                kept.push(a);
+                if self.choose(able, kept, left, why) {
+                    return true;
+                }
+                kept.pop();
+            }
+        }
+        false
+    }
+
+    /// Whether everything else is optimal if these tokens stayed in A.
+    fn explains(&self, kept: &[usize]) -> Result<(), String> {
+        let must = |holds: bool, what: &dyn Fn() -> String| if holds { Ok(()) } else { Err(what()) };
+        let left: Vec<usize> = self.a().filter(|a| !kept.contains(a)).collect();
+        must(left.len() == self.forward, &|| format!("{} tokens left A", left.len()))?;
+        for &a in &left {
+            must(self.chosen(a), &|| format!("token {} has a better partner", 2 * a))?;
+            for &other in kept {
+                must(self.best[a].may_precede(self.best[other]), &|| {
+                    format!("token {} should leave before {}", 2 * other, 2 * a)
+                })?;
+            }
+        }
+        if !self.case.both_ways {
+            let first = self.b().start;
+            let in_order = self.b().all(|b| self.group_of_b(b) == self.tail + b - first);
+            return must(in_order, &|| "B is not in order of position".into());
+        }
+        let best =
+            |b: usize| Best::of(self.scores.class[2 * b + 1], kept.iter().map(|&a| self.scores.pair(a, b)));
+        let (left, mut stayed): (Vec<usize>, Vec<usize>) =
+            self.b().partition(|&b| self.group_of_b(b) < self.tail);
+        must(left.len() == self.case.merges - self.forward, &|| format!("{} tokens left B", left.len()))?;
+        for &b in &left {
+            let pair = self.scores.pair(kept[self.group_of_b(b) - self.case.special], b);
+            must(pair.high() >= best(b).low, &|| format!("token {} has a better partner", 2 * b + 1))?;
+            for &other in &stayed {
+                must(best(b).may_precede(best(other)), &|| {
+                    format!("token {} should leave before {}", 2 * other + 1, 2 * b + 1)
+                })?;
+            }
+        }
+        stayed.sort_by_key(|&b| self.group_of_b(b));
+        let bests: Vec<Best> = stayed.iter().map(|&b| best(b)).collect();
+        let in_order =
+            (1..bests.len()).all(|at| bests[..at].iter().all(|before| before.may_precede(bests[at])));
+        must(in_order, &|| "B is not in descending order".into())
+    }
+}
+
+/// Of several that may have stayed in a slot, leaves those whom the slot's tokens of B can have chosen before whoever stayed in the
+/// other slots. Where tokens repeat each other, several go first with the highest score there is, and only this tells who.
+fn still_chosen<I: Iterator<Item = usize>>(
+    scores: &Scores,
+    able: &mut [Vec<usize>],
+    members: impl Fn(usize) -> I,
+) {
+    loop {
+        let mut fewer = false;
+        for slot in 0..able.len() {
+            for b in members(slot) {
+                if able[slot].len() == 1 {
+                    break;
+                }
+                // Somebody else offered at least this.
+                let least = |able: &Vec<usize>| {
+                    able.iter().map(|&a| scores.pair(a, b).low()).fold(f64::INFINITY, f64::min)
+                };
+                let others = able.iter().enumerate().filter(|&(other, _)| other != slot);
+                let offered = others.map(|(_, able)| least(able)).fold(f64::NEG_INFINITY, f64::max);
+                let chosen = |&a: &usize| scores.pair(a, b).high() >= offered;
+                // Where none is left, the plan is wrong; what is checked with any of them says so.
+                if able[slot].iter().any(chosen) {
+                    let before = able[slot].len();
+                    able[slot].retain(chosen);
+                    fewer |= able[slot].len() < before;
+                }
+            }
+        }
+        if !fewer {
+            return;
+        }
     }
 }
 
