@@ -13,7 +13,7 @@ use std::ops::Range;
 pub use grid::{Convolution, Depthwise, Frequency, GridBackend, NormOver};
 pub use stem::Window;
 
-use crate::{Images, Result, Tensor, TokenPlan, model::Activation};
+use crate::{Error, Images, Result, Tensor, TokenPlan, model::Activation};
 
 /// An affine layer `y = x Wᵀ + b`.
 #[derive(Clone, Debug)]
@@ -255,7 +255,7 @@ pub struct Merged<T> {
 /// # Errors
 /// Every operation returns [`crate::Error::Argument`] when shapes or ranges do not fit, and computes nothing then.
 #[expect(clippy::missing_errors_doc, reason = "stated above, once for all operations")]
-pub trait Backend: Send + Sync {
+pub trait Backend: Send + Sync + Sized {
     /// A tensor on this device.
     type Tensor: Clone + Send + Sync;
     /// A token plan on this device.
@@ -279,6 +279,13 @@ pub trait Backend: Send + Sync {
     fn upload_plan(&self, plan: TokenPlan) -> Result<Self::Plan>;
     /// Copies a plan to the host.
     fn download_plan(&self, plan: &Self::Plan) -> Result<TokenPlan>;
+
+    /// What a failure of a pass over `batch` images is told as. `pass` runs one over a batch of another size on the backend it is
+    /// given: a device without memory finds out with it which batch would fit.
+    fn explain(&self, error: Error, batch: usize, pass: &dyn Fn(Self, usize) -> Result<()>) -> Error {
+        let _ = (batch, pass);
+        error
+    }
 
     /// Cuts images into rows of normalised pixels, (B, patches, channels · patch height · patch width), row-major over
     /// the grid. `u8` pixels become `(p/255 - mean)/std`, per channel; `f32` pixels are taken as they are.
@@ -446,7 +453,8 @@ pub trait Backend: Send + Sync {
     fn columns(&self, x: &Self::Tensor, range: Range<usize>) -> Result<Self::Tensor>;
     /// Attention by positive random features `w` (m, D), linear in the number of tokens (T2T-ViT's performer, Choromanski et al.,
     /// ICLR 2021): of `packed` keys, queries and values (B, N, 3D), in that order,
-    /// `φ(q_t)·Σ φ(k_s) v_sᵀ / (φ(q_t)·Σ φ(k_s) + 1e-8)` with `φ(a) = exp(w a - |a|²/2)/√m`, (B, N, D). In `f32` throughout, `w` included ([`Backend::upload_f32`]).
+    /// `φ(q_t)·Σ φ(k_s) v_sᵀ / (φ(q_t)·Σ φ(k_s) + 1e-8)` with `φ(a) = exp(w a - |a|²/2)/√m`, (B, N, D). In `f32` throughout, `w`
+    /// included ([`Backend::upload_f32`]).
     fn performer(&self, packed: &Self::Tensor, w: &Self::Tensor) -> Result<Self::Tensor>;
     /// The largest value of each column over the tokens from `first` on, (B, N, C) → (B, C). Tokens of size 0 (`sizes`, B and N)
     /// do not count; where none counts it is 0. A NaN among those that count is the result.

@@ -213,4 +213,15 @@ impl Images {
     pub fn pixels(&self) -> &Pixels {
         &self.pixels
     }
+
+    /// So many images of zeros, of the same size and kind.
+    pub(crate) fn blank(&self, batch: usize) -> Result<Self> {
+        let shape = [batch, self.shape[1], self.shape[2], self.shape[3]];
+        let values = elements(&shape).unwrap_or(0);
+        let pixels = match self.pixels {
+            Pixels::U8(_) => Pixels::U8(vec![0; values]),
+            Pixels::F32(_) => Pixels::F32(vec![0.0; values]),
+        };
+        Self::new(shape, pixels)
+    }
 }

@@ -3,6 +3,7 @@
 //! The driver is the one that the device tests have built beside this one: without it these tests say that they were
 //! skipped, and fail where `FOVEATE_REQUIRE_EMULATOR` is set (`cargo xtask test` sets it).
 
+mod affnet_parts;
 mod stems_parts;
 
 use std::{
@@ -352,6 +353,40 @@ fn models_with_stems_run_on_a_card() {
         assert!(launches.iter().any(|launch| launch["operation"] == of_stem), "{launches:?}");
         assert!(profile["macs_ratio"].as_f64().unwrap() < 1.0);
     }
+}
+
+/// An AFFNet in a graph: the answers of the processor, and its launches part by part.
+#[test]
+fn an_affnet_runs_on_a_card() {
+    let Some(folder) = emulator() else { return };
+    let own = Folder::new("affnet");
+    let weights = own.file("small.safetensors");
+    fs::write(&weights, affnet_parts::file(&affnet_parts::tensors())).unwrap();
+    let size = ["-w", &weights, "--image-size", "36x44"];
+    // Five batches: in a stream.
+    let classify = [&["classify", "assets/fashion"], &size[..], &["-k", "5", "--batch", "4"]].concat();
+    let want = cpu(&classify);
+    for (dtype, limit) in [("f32", 1e-4), ("f16", 1e-2)] {
+        let got = json(&folder, &[&classify[..], &["--dtype", dtype]].concat());
+        assert!(apart(&got, &want) <= limit, "{dtype}: {}", apart(&got, &want));
+    }
+    let file = own.file("features.safetensors");
+    let embed = [&["embed", "assets/fashion"], &size[..], &["-o", &file, "--batch", "4"]].concat();
+    let report = json(&folder, &embed);
+    assert_eq!(report["tensors"]["map"]["shape"], serde_json::json!([20, 2, 2, 40]));
+    let profile = json(&folder, &[&["profile", "--runs", "1"], &size[..]].concat());
+    assert!(profile["milliseconds"].is_null());
+    let mut all = 0;
+    for (at, segment) in profile["segments"].as_array().unwrap().iter().enumerate() {
+        let launches = segment["launches"].as_array().unwrap();
+        let names = |name: &str| launches.iter().filter(|launch| launch["operation"] == name).count();
+        assert_eq!(names("frequency") > 0, (3..6).contains(&at), "{segment}");
+        all += launches.len();
+    }
+    assert_eq!(profile["launches"].as_u64(), Some(all as u64));
+    assert!(profile["live_bytes"].as_u64() <= profile["arena_bytes"].as_u64());
+    let full = emulated(&folder, &[], &["profile", "--arch", "affnet_et", "--device", "cuda"]);
+    assert!(done(&full).0.contains("launches") && done(&full).0.contains("layer_5"), "{}", done(&full).0);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::{
 };
 
 use foveate::{
-    Images, Reduction, Tensor,
+    Reduction, Tensor,
     macs::{GridConvention, GridMacs},
     model::{AffNet, AffNetConfig, affnet::AffNetParams},
     reduction::Backbone,
@@ -19,7 +19,7 @@ use super::{
     device::{Runner, on_device},
     failure::Failure,
     info::{storage, stored},
-    passes::one_by_one,
+    passes::{Wanted, through_grid},
     progress::Progress,
     report::{Align, Table, quantity, thousands, write_json},
 };
@@ -83,8 +83,7 @@ impl Opened {
             tokens: Vec::new(),
         };
         classify::with(arguments, &Reduction::None, paths, &task, |batches, each| {
-            let infer = |images: &Images| Ok(model.backend().download(&model.forward(images)?.logits)?);
-            one_by_one(batches, infer, |names, logits| each(names, &logits))
+            through_grid(&model, Wanted::Logits, batches, |names, pass| each(names, &pass.logits))
         })
     }
 

@@ -3,20 +3,23 @@
 use std::{fmt, str::FromStr};
 
 use clap::{Args, ValueEnum};
-#[cfg(feature = "cuda")]
-use foveate::cuda::{Cuda, DType, Engine, Forecast, patch::PixelType};
 use foveate::{
     Images, Reduction,
     backend::GridBackend,
     cpu::Cpu,
-    model::{Vit, VitConfig},
+    model::{AffNet, Vit, VitConfig},
+};
+#[cfg(feature = "cuda")]
+use foveate::{
+    cuda::{Cuda, DType, Engine, Forecast, patch::PixelType},
+    macs::GridMacs,
 };
 
 use super::{
     failure::Failure,
     launches::Launches,
     options::Threads,
-    passes::{Pass, Wanted},
+    passes::{GridPass, Pass, Wanted},
 };
 
 /// Set by `cargo xtask emulate` (xtask/src/emulate.rs): the emulated driver is meant.
@@ -113,6 +116,18 @@ pub(crate) trait Runner: GridBackend + Clone {
         each: &mut dyn FnMut(Pass) -> foveate::Result<()>,
     ) -> Option<foveate::Result<()>>;
 
+    /// [`Runner::launches`] of an AFFNet.
+    fn grid_launches(model: &AffNet<Self>, batch: usize) -> Option<foveate::Result<Launches>>;
+
+    /// [`Runner::stream`] of an AFFNet.
+    fn stream_grid(
+        model: &AffNet<Self>,
+        wanted: Wanted,
+        batch: usize,
+        images: &mut dyn Iterator<Item = foveate::Result<Images>>,
+        each: &mut dyn FnMut(GridPass) -> foveate::Result<()>,
+    ) -> Option<foveate::Result<()>>;
+
     /// A method made ready to be run again and again over `batch` images: what runs it once, to its end.
     fn ready<'a>(model: &'a Vit<Self>, method: &'a Reduction, batch: usize) -> foveate::Result<Ready<'a>>;
 }
@@ -158,6 +173,20 @@ impl Runner for Cpu {
         _: usize,
         _: &mut dyn Iterator<Item = foveate::Result<Images>>,
         _: &mut dyn FnMut(Pass) -> foveate::Result<()>,
+    ) -> Option<foveate::Result<()>> {
+        None
+    }
+
+    fn grid_launches(_: &AffNet<Self>, _: usize) -> Option<foveate::Result<Launches>> {
+        None
+    }
+
+    fn stream_grid(
+        _: &AffNet<Self>,
+        _: Wanted,
+        _: usize,
+        _: &mut dyn Iterator<Item = foveate::Result<Images>>,
+        _: &mut dyn FnMut(GridPass) -> foveate::Result<()>,
     ) -> Option<foveate::Result<()>> {
         None
     }
@@ -214,16 +243,44 @@ impl Runner for Cuda {
             let mut engine = Engine::new(model, method, batch, PixelType::U8)?;
             engine.stream_batches(images.inspect(|_| begun = true), |_, run| each(Pass::of_run(run, wanted)?))
         };
-        match run() {
-            // An engine takes more than a pass does. Where a pass does not fit either, it finds the batch that would.
-            Err(error) if super::memory::out_of_memory(&error) && !begun => None,
-            outcome => Some(outcome),
-        }
+        unless_it_has_no_room(run(), begun)
+    }
+
+    fn grid_launches(model: &AffNet<Self>, batch: usize) -> Option<foveate::Result<Launches>> {
+        let forecast = Forecast::of_affnet(model, batch, PixelType::U8);
+        Some(forecast.map(|forecast| Launches::of(&forecast, GridMacs::PARTS)))
+    }
+
+    fn stream_grid(
+        model: &AffNet<Self>,
+        wanted: Wanted,
+        batch: usize,
+        images: &mut dyn Iterator<Item = foveate::Result<Images>>,
+        each: &mut dyn FnMut(GridPass) -> foveate::Result<()>,
+    ) -> Option<foveate::Result<()>> {
+        let mut begun = false;
+        let mut run = || {
+            let mut engine = Engine::of_affnet(model, batch, PixelType::U8)?;
+            engine.stream_batches(images.inspect(|_| begun = true), |_, run| {
+                each(GridPass::of_run(run, wanted)?)
+            })
+        };
+        unless_it_has_no_room(run(), begun)
     }
 
     fn ready<'a>(model: &'a Vit<Self>, method: &'a Reduction, batch: usize) -> foveate::Result<Ready<'a>> {
         let mut engine = Engine::new(model, method, batch, PixelType::U8)?;
         Ok(Box::new(move |images| engine.run(images)?.wait()))
+    }
+}
+
+/// Nothing where an engine found no room and has taken no images: it takes more than a pass does. Where a pass does not fit
+/// either, that finds the batch that would.
+#[cfg(feature = "cuda")]
+fn unless_it_has_no_room(outcome: foveate::Result<()>, begun: bool) -> Option<foveate::Result<()>> {
+    match outcome {
+        Err(error) if super::memory::out_of_memory(&error) && !begun => None,
+        outcome => Some(outcome),
     }
 }
 

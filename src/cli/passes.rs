@@ -9,7 +9,7 @@ use std::{
 use foveate::{
     Error, Images, Reduction, Result as FoveateResult, SourceMap, Tensor,
     backend::Backend,
-    model::{Output, Vit},
+    model::{AffNet, Output, Vit, affnet::AffOutput},
 };
 
 use super::{
@@ -82,8 +82,34 @@ impl Pass {
     }
 }
 
+/// The results of one pass of an AFFNet, on the host.
+pub(crate) struct GridPass {
+    /// (B, classes).
+    pub(crate) logits: Tensor,
+    /// The last feature map and what the classifier reads, if they are wanted.
+    pub(crate) details: Option<[Tensor; 2]>,
+}
+
+impl GridPass {
+    fn of<B: Backend>(backend: &B, output: &AffOutput<B>, wanted: Wanted) -> FoveateResult<Self> {
+        let details = || Ok([backend.download(&output.map)?, backend.download(&output.features)?]);
+        let details = (wanted == Wanted::Everything).then(details).transpose()?;
+        Ok(Self { logits: backend.download(&output.logits)?, details })
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(crate) fn of_run(
+        run: &foveate::cuda::Run<'_, AffNet<foveate::cuda::Cuda>>,
+        wanted: Wanted,
+    ) -> FoveateResult<Self> {
+        let details = || Ok([run.map()?.0, run.features()?]);
+        let details = (wanted == Wanted::Everything).then(details).transpose()?;
+        Ok(Self { logits: run.logits()?, details })
+    }
+}
+
 /// What takes the results of a batch, with the pictures' names.
-type Each<'a> = dyn FnMut(&[String], Pass) -> Result<(), Failure> + 'a;
+type Each<'a, P> = dyn FnMut(&[String], P) -> Result<(), Failure> + 'a;
 
 /// Runs batch after batch through `infer` and hands what it makes of each to `each`, with the pictures' names. Returns how long
 /// `infer` took.
@@ -113,23 +139,48 @@ pub(crate) fn through<B: Runner>(
     batches: &mut Batches<'_>,
     mut each: impl FnMut(&[String], Pass) -> Result<(), Failure>,
 ) -> Result<Duration, Failure> {
-    if batches.expected() >= WORTH_A_GRAPH
-        && let Some(took) = meanwhile(model, method, wanted, batches, &mut each)
-    {
+    let stream: &mut Stream<'_, Pass> =
+        &mut |size, images, results| B::stream(model, method, wanted, size, images, results);
+    if let Some(took) = meanwhile(batches, stream, &mut each) {
         return took;
     }
     let infer = |images: &Images| Ok(Pass::of(model.backend(), &forward(model, images, method)?, wanted)?);
     one_by_one(batches, infer, each)
 }
 
-/// [`through`] where decoding is done meanwhile; nothing, and no batch taken, where the device cannot.
-fn meanwhile<B: Runner>(
-    model: &Vit<B>,
-    method: &Reduction,
+/// [`through`] of an AFFNet.
+pub(crate) fn through_grid<B: Runner>(
+    model: &AffNet<B>,
     wanted: Wanted,
     batches: &mut Batches<'_>,
-    each: &mut Each<'_>,
+    mut each: impl FnMut(&[String], GridPass) -> Result<(), Failure>,
+) -> Result<Duration, Failure> {
+    let stream: &mut Stream<'_, GridPass> =
+        &mut |size, images, results| B::stream_grid(model, wanted, size, images, results);
+    if let Some(took) = meanwhile(batches, stream, &mut each) {
+        return took;
+    }
+    let infer = |images: &Images| Ok(GridPass::of(model.backend(), &model.forward(images)?, wanted)?);
+    one_by_one(batches, infer, each)
+}
+
+/// [`Runner::stream`] or [`Runner::stream_grid`] of a model: the size of batches, the batches, what takes the results.
+type Stream<'a, P> = dyn FnMut(
+        usize,
+        &mut dyn Iterator<Item = FoveateResult<Images>>,
+        &mut dyn FnMut(P) -> FoveateResult<()>,
+    ) -> Option<FoveateResult<()>>
+    + 'a;
+
+/// [`through`] where decoding is done meanwhile; nothing, and no batch taken, where the device cannot or the batches are few.
+fn meanwhile<P>(
+    batches: &mut Batches<'_>,
+    stream: &mut Stream<'_, P>,
+    each: &mut Each<'_, P>,
 ) -> Option<Result<Duration, Failure>> {
+    if batches.expected() < WORTH_A_GRAPH {
+        return None;
+    }
     // Names wait here for their results. Our own errors cannot pass through the library: they wait here too.
     let (names, failed) = (RefCell::new(VecDeque::new()), RefCell::new(None));
     let began = Cell::new(None);
@@ -145,14 +196,14 @@ fn meanwhile<B: Runner>(
         began.set(began.get().or_else(|| Some(Instant::now())));
         Ok(batch.images)
     });
-    let mut results = |pass: Pass| {
+    let mut results = |pass: P| {
         let begun = Instant::now();
         let names = names.borrow_mut().pop_front().unwrap_or_default();
         let outcome = each(&names, pass).map_err(stop);
         busy += begun.elapsed();
         outcome
     };
-    let outcome = B::stream(model, method, wanted, size, &mut images, &mut results)?;
+    let outcome = stream(size, &mut images, &mut results)?;
     Some(match (failed.take(), outcome) {
         (Some(failure), _) => Err(failure),
         (None, Err(error)) => Err(error.into()),

@@ -125,7 +125,7 @@ pub use backend::{Cuda, CudaPlan, CudaTensor};
 pub use blas::Blas;
 pub use device::Device;
 pub use element::{DType, Element};
-pub use engine::{Engine, Forecast, Run};
+pub use engine::{Engine, EngineModel, Forecast, Run};
 pub use image::RowTypes;
 pub use plan::{DevicePlan, PlanPointers};
 pub use record::LaunchRecord;

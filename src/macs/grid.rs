@@ -80,8 +80,11 @@ impl GridMacs {
         }
     }
 
+    /// The parts that [`GridMacs::of`] tells apart.
+    pub const PARTS: usize = 7;
+
     /// Counts one image through an AFFNet: the first convolution, `layer_1` to `layer_5`, and what follows the last.
-    pub fn of(config: &AffNetConfig) -> [(&'static str, Self); 7] {
+    pub fn of(config: &AffNetConfig) -> [(&'static str, Self); Self::PARTS] {
         let grids = config.grids();
         let positions = grids.map(|[height, width]| height * width);
         let stem = Self::convolution(9 * config.channels * config.stem, config.stem, positions[0]);

@@ -76,7 +76,6 @@ impl<B: Backend> Vit<B> {
     }
 
     /// The same parameters on another backend that can use them.
-    #[cfg(feature = "cuda")]
     pub(crate) fn on(&self, backend: B) -> Self {
         Self { backend, config: self.config.clone(), params: self.params.clone(), head_dim: self.head_dim }
     }
@@ -121,7 +120,8 @@ impl<B: Backend> Vit<B> {
     ) -> Result<Output<B>> {
         let lists = earlier.into_lists();
         self.check_images(images, method)?;
-        self.run(self.input_rows(images)?, method, &mut (), lists)
+        let outcome = self.input_rows(images).and_then(|rows| self.run(rows, method, &mut (), lists));
+        outcome.map_err(|error| self.explain(error, images, method))
     }
 
     /// Runs a batch with someone looking on.
@@ -135,8 +135,16 @@ impl<B: Backend> Vit<B> {
         observer: &mut impl Observer<B>,
     ) -> Result<Output<B>> {
         self.check_images(images, method)?;
-        let rows = self.input_rows(images)?;
-        self.forward_patches(rows, method, observer)
+        let outcome = self.input_rows(images).and_then(|rows| self.forward_patches(rows, method, observer));
+        outcome.map_err(|error| self.explain(error, images, method))
+    }
+
+    /// An error of a pass over `images`.
+    fn explain(&self, error: Error, images: &Images, method: &impl Method) -> Error {
+        self.backend.explain(error, images.batch(), &|backend, batch| {
+            let model = self.on(backend);
+            model.forward_patches(model.input_rows(&images.blank(batch)?)?, method, &mut ()).map(drop)
+        })
     }
 
     fn check_images(&self, images: &Images, method: &impl Method) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use foveate::{Images, Reduction, model::AffNet};
+use foveate::{Reduction, model::AffNet};
 
 use super::{
     Arguments, Task,
@@ -13,7 +13,7 @@ use crate::cli::{
     affnet::{Opened, refuse},
     device::{Runner, on_device},
     failure::Failure,
-    passes::one_by_one,
+    passes::{Wanted, through_grid},
 };
 
 pub(super) fn run(
@@ -40,7 +40,7 @@ fn run_on<B: Runner>(
     paths: &[PathBuf],
     model: &AffNet<B>,
 ) -> Result<(), Failure> {
-    let (config, backend) = (model.config(), model.backend());
+    let config = model.config();
     let grids = config.grids();
     let grid = grids[grids.len() - 1];
     let map = vec![grid[0], grid[1], config.width()];
@@ -51,12 +51,9 @@ fn run_on<B: Runner>(
         parts: vec![Part::new("map", map), Part::new("features", vec![config.features])],
         input: (&config.transform, config.image),
     };
-    let infer = |images: &Images| {
-        let output = model.forward(images)?;
-        Ok([backend.download(&output.map)?, backend.download(&output.features)?])
-    };
     write(arguments, paths, &task, |batches, each| {
-        one_by_one(batches, infer, |names, [map, features]| {
+        through_grid(model, Wanted::Everything, batches, |names, pass| {
+            let Some([map, features]) = pass.details else { return Ok(()) };
             each(names, &|part| {
                 let tensor = if part.name == "map" { &map } else { &features };
                 Ok(Values::Floats(tensor.data().to_vec()))

@@ -61,6 +61,11 @@ impl Space {
         &self.stream
     }
 
+    /// Whether memory comes and goes as it is needed.
+    pub(super) fn is_driver(&self) -> bool {
+        matches!(self.source, Source::Driver)
+    }
+
     /// Ends a pass: of a dry one, gives the layout; in an arena, makes sure that it went as planned.
     pub(in super::super) fn end(&self) -> Result<Option<Layout>> {
         match &self.source {

@@ -14,6 +14,7 @@ mod memory;
 mod operands;
 mod predictor;
 mod readout;
+pub(super) mod room;
 mod score;
 mod stem;
 mod tensor;
@@ -41,7 +42,7 @@ use super::{
     tokens::{mean_tokens_raw, tokens_raw},
 };
 use crate::{
-    Images, Result, Tensor, TokenPlan,
+    Error, Images, Result, Tensor, TokenPlan,
     backend::{
         Backend, Cluster, Epilogue, Heads, KeepInPlace, Linear, LinearRows, Matching, Merged, Norm, Pooling,
         Predictor, ScoreRequest, Scores, Select, Window,
@@ -237,6 +238,10 @@ impl Backend for Cuda {
 
     fn download_plan(&self, plan: &CudaPlan) -> Result<TokenPlan> {
         plan.download()
+    }
+
+    fn explain(&self, error: Error, batch: usize, pass: &dyn Fn(Self, usize) -> Result<()>) -> Error {
+        room::explained(self, error, batch, pass)
     }
 
     fn patches(&self, images: &Images, patch: [usize; 2], mean: &[f32], std: &[f32]) -> Result<CudaTensor> {

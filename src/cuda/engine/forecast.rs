@@ -4,18 +4,20 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
 
-use super::super::{
-    Cuda, CudaPlan, CudaTensor, LaunchRecord,
-    backend::{Layout, Memory, Space},
-    device::driver,
-    patch::PixelType,
-    record,
+use super::{
+    super::{
+        Cuda, LaunchRecord,
+        backend::{Layout, Memory, Space, room},
+        device::driver,
+        patch::PixelType,
+        record,
+    },
+    model::{EngineModel, Forward, filtered, reduced},
 };
 use crate::{
     Error, Result,
-    backend::Merged,
-    model::{Observer, Output, Vit, VitConfig},
-    reduction::{Evidence, Method},
+    model::{AffNet, Vit},
+    reduction::Method,
 };
 
 /// What a forward pass of a model with a method and a batch takes: memory and launches, from a dry pass that allocates and
@@ -46,29 +48,48 @@ impl Forecast {
     /// # Errors
     /// When the method does not suit the model, reads from the device while it decides, or the batch is 0 or too large.
     pub fn new(model: &Vit<Cuda>, method: &impl Method, batch: usize, pixels: PixelType) -> Result<Self> {
+        let (forecast, output) = Self::of(model, &reduced(method), batch, pixels)?;
+        Ok(Self { token_counts: output.token_counts, ..forecast })
+    }
+
+    /// The forecast of an AFFNet. Its launches belong to its parts: `conv_1`, `layer_1` to `layer_5`, the classifier.
+    ///
+    /// # Errors
+    /// When the batch is 0 or too large.
+    pub fn of_affnet(model: &AffNet<Cuda>, batch: usize, pixels: PixelType) -> Result<Self> {
+        Self::of(model, &filtered, batch, pixels).map(|(forecast, _)| forecast)
+    }
+
+    /// A dry pass.
+    fn of<M: EngineModel>(
+        model: &M,
+        run: &impl Forward<M>,
+        batch: usize,
+        pixels: PixelType,
+    ) -> Result<(Self, M::Output)> {
         let stream = model.backend().device().context().new_stream();
-        Self::over(&stream.map_err(|error| driver("making a stream", error))?, model, method, batch, pixels)
+        Self::over(&stream.map_err(|error| driver("making a stream", error))?, model, run, batch, pixels)
     }
 
     /// A dry pass over a stream, on which nothing happens.
-    fn over(
+    fn over<M: EngineModel>(
         stream: &Arc<CudaStream>,
-        model: &Vit<Cuda>,
-        method: &impl Method,
+        model: &M,
+        run: &impl Forward<M>,
         batch: usize,
         pixels: PixelType,
-    ) -> Result<Self> {
+    ) -> Result<(Self, M::Output)> {
         let work = || {
             let backend = model.backend().within(Space::ledger(stream.clone()))?;
-            let vit = model.on(backend);
-            let (_, output) = forward(&vit, method, batch, pixels, |_| Ok(()))?;
-            let layout = vit.backend().space().end()?;
+            let model = model.on(backend);
+            let (_, output) = forward(&model, run, batch, pixels, |_| Ok(()))?;
+            let layout = model.backend().space().end()?;
             let layout = layout.ok_or_else(|| Error::argument("engine", "the dry pass left no ledger"))?;
-            Ok((Arc::new(layout), output.token_counts))
+            Ok((Arc::new(layout), output))
         };
         let (told, launches) = record::record(stream, true, work);
-        let (layout, token_counts) = told?;
-        Ok(Self { layout, launches, token_counts })
+        let (layout, output) = told?;
+        Ok((Self { layout, launches, token_counts: Vec::new() }, output))
     }
 
     /// The largest batch whose arena takes at most `bytes`; 0 when even one image takes more.
@@ -81,27 +102,27 @@ impl Forecast {
         pixels: PixelType,
         bytes: usize,
     ) -> Result<usize> {
+        Self::largest(model, &reduced(method), pixels, bytes)
+    }
+
+    /// As [`Forecast::largest_batch`], of an AFFNet.
+    ///
+    /// # Errors
+    /// As [`Forecast::of_affnet`].
+    pub fn largest_affnet_batch(model: &AffNet<Cuda>, pixels: PixelType, bytes: usize) -> Result<usize> {
+        Self::largest(model, &filtered, pixels, bytes)
+    }
+
+    pub(super) fn largest<M: EngineModel>(
+        model: &M,
+        run: &impl Forward<M>,
+        pixels: PixelType,
+        bytes: usize,
+    ) -> Result<usize> {
         let stream = model.backend().device().context().new_stream();
         let stream = stream.map_err(|error| driver("making a stream", error))?;
-        let takes = |batch| Self::over(&stream, model, method, batch, pixels).map(|it| it.arena_bytes());
-        if takes(1)? > bytes {
-            return Ok(0);
-        }
-        // What one image can have, more can have; unless they are too many to address.
-        let fits = |batch| takes(batch).is_ok_and(|taken| taken <= bytes);
-        let (mut fitting, mut too_large) = (1, 2);
-        while fits(too_large) && too_large < LARGEST_BATCH {
-            (fitting, too_large) = (too_large, 2 * too_large);
-        }
-        while too_large - fitting > 1 {
-            let between = fitting.midpoint(too_large);
-            if fits(between) {
-                fitting = between;
-            } else {
-                too_large = between;
-            }
-        }
-        Ok(fitting)
+        let takes = |batch| Self::over(&stream, model, run, batch, pixels).map(|(it, _)| it.arena_bytes());
+        room::largest(takes, bytes, LARGEST_BATCH)
     }
 
     /// Bytes of the one allocation that holds everything but the weights: images, activations, plans, results, workspace.
@@ -124,7 +145,7 @@ impl Forecast {
         &self.launches
     }
 
-    /// Tokens entering block 0 and leaving each block.
+    /// Tokens entering block 0 and leaving each block; none of an AFFNet, which has no tokens.
     pub fn token_counts(&self) -> &[usize] {
         &self.token_counts
     }
@@ -139,30 +160,25 @@ const LARGEST_BATCH: usize = 1 << 20;
 
 /// A pass over the backend's space: takes memory for the images, which `prepare` may write to, and runs the model on what
 /// is in it.
-pub(super) fn forward(
-    vit: &Vit<Cuda>,
-    method: &impl Method,
+pub(super) fn forward<M: EngineModel>(
+    model: &M,
+    run: &impl Forward<M>,
     batch: usize,
     pixels: PixelType,
     prepare: impl FnOnce(&Memory) -> Result<()>,
-) -> Result<(Memory, Output<Cuda>)> {
-    let (backend, config) = (vit.backend(), vit.config());
-    let shape = images(config, batch)?;
-    let input = Memory::constant(backend.space(), shape.iter().product::<usize>() * pixels.bytes())?;
+) -> Result<(Memory, M::Output)> {
+    let shape = model.images(batch)?;
+    let bytes = shape.iter().product::<usize>() * pixels.bytes();
+    let input = Memory::constant(model.backend().space(), bytes)?;
     prepare(&input)?;
-    let transform = &config.transform;
-    let (mean, std) = (&transform.mean, &transform.std);
-    let rows = match config.first_window() {
-        None => backend.patches_of(&input, pixels, shape, config.patch, mean, std)?,
-        Some(window) => backend.windows_of(&input, pixels, shape, window, mean, std)?,
-    };
-    let output = vit.forward_patches(rows, method, &mut Layers { depth: config.depth })?;
+    let rows = model.rows(&input, pixels, shape)?;
+    let output = run(model, rows)?;
     Ok((input, output))
 }
 
-/// The shape of a batch.
-pub(super) fn images(config: &VitConfig, batch: usize) -> Result<[usize; 4]> {
-    let shape = [batch, config.channels, config.image[0], config.image[1]];
+/// The shape of a batch of images of `channels` and the size `image`.
+pub(super) fn images(channels: usize, image: [usize; 2], batch: usize) -> Result<[usize; 4]> {
+    let shape = [batch, channels, image[0], image[1]];
     let values = shape.iter().try_fold(1_usize, |values, &extent| values.checked_mul(extent));
     if batch == 0 || values.is_none_or(|values| i64::try_from(values).is_err()) {
         return Err(Error::argument(
@@ -171,27 +187,4 @@ pub(super) fn images(config: &VitConfig, batch: usize) -> Result<[usize; 4]> {
         ));
     }
     Ok(shape)
-}
-
-/// Says which block launches belong to.
-struct Layers {
-    depth: usize,
-}
-
-impl Layers {
-    fn begin(&self, layer: usize) {
-        record::layer(Some(layer).filter(|&layer| layer < self.depth));
-    }
-}
-
-impl Observer<Cuda> for Layers {
-    fn embedded(&mut self, _: &CudaTensor) {
-        self.begin(0);
-    }
-
-    fn reduced(&mut self, _: &Evidence<'_, Cuda>, _: &CudaPlan, _: &Merged<CudaTensor>) {}
-
-    fn block(&mut self, layer: usize, _: &CudaTensor) {
-        self.begin(layer + 1);
-    }
 }

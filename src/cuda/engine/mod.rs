@@ -14,6 +14,7 @@
 //! is freed there afterwards is freed behind its last use. Neither needs the host to wait.
 
 mod forecast;
+mod model;
 mod stream;
 mod upload;
 
@@ -22,22 +23,25 @@ use std::{fmt, sync::Arc};
 use cudarc::driver::{CudaGraph, CudaStream, result, sys};
 
 pub use forecast::Forecast;
-use forecast::{forward, images};
+use forecast::forward;
+pub use model::EngineModel;
+use model::{Forward, filtered, reduced};
 use upload::Upload;
 
 use super::{
     Cuda, CudaTensor,
-    backend::{Memory, Space, megabytes},
+    backend::{Memory, Space, megabytes, room},
     device::driver,
     patch::PixelType,
 };
 use crate::{
     Error, Images, Pixels, Result, SourceMap, Tensor, TokenPlan,
-    model::{Output, Vit},
+    model::{AffNet, Vit, affnet::AffOutput},
     reduction::Method,
 };
 
-/// A model, a method and a batch size as one CUDA graph over one allocation.
+/// A model, a method and a batch size as one CUDA graph over one allocation. An [`AffNet`] takes no method
+/// ([`Engine::of_affnet`]); all else is the same.
 ///
 /// [`run`](Self::run) copies pixels into page-locked memory, enqueues their upload and the graph, and returns: it allocates
 /// nothing, waits for nothing, and does no work per block. What it returns reads the results. An engine may be moved to
@@ -63,24 +67,24 @@ use crate::{
 /// # Ok(())
 /// # }
 /// ```
-pub struct Engine {
+pub struct Engine<M: EngineModel = Vit<Cuda>> {
     // In the order in which they are dropped.
     graph: Graph,
     uploads: [Upload; 2],
     turn: usize,
     input: Memory,
-    output: Output<Cuda>,
+    output: M::Output,
     /// Before the weights.
     _loan: Loan,
     /// Holds the weights.
-    _vit: Vit<Cuda>,
+    _model: M,
     forecast: Forecast,
     shape: [usize; 4],
     pixels: PixelType,
     stream: Arc<CudaStream>,
 }
 
-impl fmt::Debug for Engine {
+impl<M: EngineModel> fmt::Debug for Engine<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Engine")
             .field("shape", &self.shape)
@@ -124,24 +128,48 @@ impl Engine {
     /// the method does not suit the model, reads from the device while it decides, or allocates otherwise in one pass than
     /// in another; those of the driver. The model and its backend stay usable.
     pub fn new(model: &Vit<Cuda>, method: &impl Method, batch: usize, pixels: PixelType) -> Result<Self> {
-        let shape = images(model.config(), batch)?;
         let forecast = Forecast::new(model, method, batch, pixels)?;
+        Self::capture(model, &reduced(method), forecast, batch, pixels)
+    }
+}
+
+impl Engine<AffNet<Cuda>> {
+    /// As [`Engine::new`], of an AFFNet.
+    ///
+    /// # Errors
+    /// As [`Engine::new`].
+    pub fn of_affnet(model: &AffNet<Cuda>, batch: usize, pixels: PixelType) -> Result<Self> {
+        let forecast = Forecast::of_affnet(model, batch, pixels)?;
+        Self::capture(model, &filtered, forecast, batch, pixels)
+    }
+}
+
+impl<M: EngineModel> Engine<M> {
+    /// Places what `forecast` has written down, and captures a pass.
+    fn capture(
+        model: &M,
+        run: &impl Forward<M>,
+        forecast: Forecast,
+        batch: usize,
+        pixels: PixelType,
+    ) -> Result<Self> {
+        let shape = model.images(batch)?;
         let (backend, layout) = (model.backend(), forecast.layout());
         let lender = backend.stream().clone();
         // A new stream behind all that has made the weights.
         let stream = lender.fork().map_err(|error| driver("making a stream", error))?;
         let loan = Loan { lender, stream: stream.clone() };
         let memory = Memory::new(&Arc::new(Space::driver(stream.clone())), layout.bytes);
-        let arena = memory.map_err(|error| fitting(error, model, method, batch, pixels))?;
+        let arena = memory.map_err(|error| fitting(error, model, run, batch, pixels))?;
         let arena = Arc::new(arena);
         let bytes = shape.iter().product::<usize>() * pixels.bytes();
         let uploads = [Upload::new(stream.context(), bytes)?, Upload::new(stream.context(), bytes)?];
         let pass = |writes: bool| -> Result<_> {
-            let vit = model.on(backend.within(Space::arena(arena.clone(), layout.clone(), writes))?);
+            let model = model.on(backend.within(Space::arena(arena.clone(), layout.clone(), writes))?);
             let prepare = |input: &Memory| if writes { input.clear() } else { Ok(()) };
-            let (input, output) = forward(&vit, method, batch, pixels, prepare)?;
-            vit.backend().space().end()?;
-            Ok((vit, input, output))
+            let (input, output) = forward(&model, run, batch, pixels, prepare)?;
+            model.backend().space().end()?;
+            Ok((model, input, output))
         };
 
         let eager = pass(true);
@@ -155,7 +183,7 @@ impl Engine {
         let captured = pass(false);
         // Also after a failure: the stream must not go on capturing.
         let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0));
-        let (vit, input, output) = captured?;
+        let (model, input, output) = captured?;
         let graph = graph.map_err(|error| driver("making the graph", error))?;
         let graph = graph.ok_or_else(|| Error::argument("engine", "the capture left no graph"))?;
         graph.upload().map_err(|error| driver("uploading the graph", error))?;
@@ -166,7 +194,7 @@ impl Engine {
             input,
             output,
             _loan: loan,
-            _vit: vit,
+            _model: model,
             forecast,
             shape,
             pixels,
@@ -202,7 +230,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Model`] when the images have another size, and [`Error::Argument`] when they have other pixels or are more
     /// than the batch; those of the driver. The engine stays usable.
-    pub fn run(&mut self, images: &Images) -> Result<Run<'_>> {
+    pub fn run(&mut self, images: &Images) -> Result<Run<'_, M>> {
         let bytes = self.check(images)?;
         let upload = &mut self.uploads[self.turn];
         upload.send(&self.stream, bytes, self.input.pointer())?;
@@ -237,7 +265,7 @@ impl Engine {
     }
 }
 
-impl Drop for Engine {
+impl<M: EngineModel> Drop for Engine<M> {
     fn drop(&mut self) {
         // Page-locked memory must not go away under a copy.
         for upload in &self.uploads {
@@ -247,25 +275,24 @@ impl Drop for Engine {
 }
 
 /// An [`Error::OutOfMemory`] of an engine's arena, with the batch that would fit.
-fn fitting(error: Error, model: &Vit<Cuda>, method: &impl Method, batch: usize, pixels: PixelType) -> Error {
+fn fitting<M: EngineModel>(
+    error: Error,
+    model: &M,
+    run: &impl Forward<M>,
+    batch: usize,
+    pixels: PixelType,
+) -> Error {
     let Error::OutOfMemory { bytes, .. } = error else { return error };
     let Ok((free, total)) = result::mem_get_info() else { return error };
-    let Ok(most) = Forecast::largest_batch(model, method, pixels, free) else { return error };
-    let advice = match most {
-        0 => "not even 1 image fits; use a smaller model, or free memory".to_owned(),
-        most if most >= batch => {
-            format!("{most} images would fit if the free memory were in one piece; try again, or fewer")
-        }
-        1 => "a batch of 1 image would fit".to_owned(),
-        most => format!("a batch of {most} images would fit"),
-    };
+    let Ok(most) = Forecast::largest(model, run, pixels, free) else { return error };
     Error::OutOfMemory {
         bytes,
         what: format!(
-            "an engine for {batch} images takes {}, {} of {} are free; {advice}",
+            "an engine for {batch} images takes {}, {} of {} are free; {}",
             megabytes(bytes),
             megabytes(free),
-            megabytes(total)
+            megabytes(total),
+            room::advice(most, batch)
         ),
     }
 }
@@ -273,12 +300,12 @@ fn fitting(error: Error, model: &Vit<Cuda>, method: &impl Method, batch: usize, 
 /// The results of a run, until the next one. Each method waits for the run and copies what it returns to the host; images
 /// that were not given have no rows.
 #[derive(Debug)]
-pub struct Run<'a> {
-    engine: &'a Engine,
+pub struct Run<'a, M: EngineModel = Vit<Cuda>> {
+    engine: &'a Engine<M>,
     images: usize,
 }
 
-impl Run<'_> {
+impl<M: EngineModel> Run<'_, M> {
     /// The images that were given.
     pub fn images(&self) -> usize {
         self.images
@@ -292,6 +319,45 @@ impl Run<'_> {
         self.engine.stream.synchronize().map_err(|error| driver("waiting for the device", error))
     }
 
+    /// The results on the device, for launches of the caller's own on [`Engine::stream`]: all images of the engine's batch,
+    /// also those that were not given.
+    pub fn device(&self) -> &M::Output {
+        &self.engine.output
+    }
+
+    fn read(&self, tensor: &CudaTensor) -> Result<Tensor> {
+        tensor.download_first(self.images)
+    }
+}
+
+impl Run<'_, AffNet<Cuda>> {
+    /// (images, classes).
+    ///
+    /// # Errors
+    /// Those of the driver; so for all below.
+    pub fn logits(&self) -> Result<Tensor> {
+        self.read(&self.engine.output.logits)
+    }
+
+    /// What the classifier reads, (images, F).
+    ///
+    /// # Errors
+    /// As [`Run::logits`].
+    pub fn features(&self) -> Result<Tensor> {
+        self.read(&self.engine.output.features)
+    }
+
+    /// The last feature map, (images, positions, C), and its grid.
+    ///
+    /// # Errors
+    /// As [`Run::logits`].
+    pub fn map(&self) -> Result<(Tensor, [usize; 2])> {
+        let AffOutput { map, grid, .. } = &self.engine.output;
+        Ok((self.read(map)?, *grid))
+    }
+}
+
+impl Run<'_> {
     /// (images, classes), if the model has a head.
     ///
     /// # Errors
@@ -357,15 +423,5 @@ impl Run<'_> {
             map.apply(&plan)?;
         }
         Ok(map)
-    }
-
-    /// The results on the device, for launches of the caller's own on [`Engine::stream`]: all images of the engine's batch,
-    /// also those that were not given.
-    pub fn device(&self) -> &Output<Cuda> {
-        &self.engine.output
-    }
-
-    fn read(&self, tensor: &CudaTensor) -> Result<Tensor> {
-        tensor.download_first(self.images)
     }
 }

@@ -9,7 +9,7 @@ use super::{
         backend::{Memory, Space},
         device::driver,
     },
-    Engine, Loan, Run,
+    Engine, EngineModel, Loan, Run,
 };
 use crate::{Images, Result};
 
@@ -28,7 +28,7 @@ struct Buffer {
 }
 
 impl Lane {
-    fn new(engine: &Engine, bytes: usize) -> Result<Self> {
+    fn new<M: EngineModel>(engine: &Engine<M>, bytes: usize) -> Result<Self> {
         let stream = engine.stream.context().new_stream();
         let stream = stream.map_err(|error| driver("making a stream", error))?;
         let space = Arc::new(Space::driver(stream.clone()));
@@ -44,7 +44,7 @@ impl Lane {
     }
 }
 
-impl Engine {
+impl<M: EngineModel> Engine<M> {
     /// Runs batch after batch: `each` gets a batch's number and its results, in order.
     ///
     /// While the device computes a batch, the next one is asked of `batches` (decoded, say), copied into page-locked memory and
@@ -71,7 +71,7 @@ impl Engine {
     pub fn stream_batches(
         &mut self,
         batches: impl IntoIterator<Item = Result<Images>>,
-        mut each: impl FnMut(usize, &Run<'_>) -> Result<()>,
+        mut each: impl FnMut(usize, &Run<'_, M>) -> Result<()>,
     ) -> Result<()> {
         let failed = |error| driver("handing images from stream to stream", error);
         let lane = Lane::new(self, self.input.bytes())?;

@@ -72,6 +72,11 @@ impl<B: GridBackend> AffNet<B> {
         Ok(Self { backend, config, params })
     }
 
+    /// The same parameters on another backend that can use them.
+    pub(crate) fn on(&self, backend: B) -> Self {
+        Self { backend, config: self.config.clone(), params: self.params.clone() }
+    }
+
     /// The model's numbers.
     pub fn config(&self) -> &AffNetConfig {
         &self.config
@@ -99,7 +104,7 @@ impl<B: GridBackend> AffNet<B> {
     }
 
     fn run(&self, images: &Images, mut look: Option<Look<'_, B>>) -> Result<AffOutput<B>> {
-        let (backend, config, params) = (&self.backend, &self.config, &self.params);
+        let config = &self.config;
         let [_, channels, height, width] = images.shape();
         if channels != config.channels || [height, width] != config.image {
             return Err(Error::model(format!(
@@ -112,7 +117,23 @@ impl<B: GridBackend> AffNet<B> {
                 look(place, map);
             }
         };
-        let pixels = backend.patches(images, [1, 1], &config.transform.mean, &config.transform.std)?;
+        let outcome = self.pixels(images).and_then(|pixels| self.forward_pixels(pixels, &mut seen));
+        outcome.map_err(|error| {
+            self.backend.explain(error, images.batch(), &|backend, batch| {
+                let model = self.on(backend);
+                model.forward_pixels(model.pixels(&images.blank(batch)?)?, &mut |_, _| {}).map(drop)
+            })
+        })
+    }
+
+    fn pixels(&self, images: &Images) -> Result<B::Tensor> {
+        let transform = &self.config.transform;
+        self.backend.patches(images, [1, 1], &transform.mean, &transform.std)
+    }
+
+    /// Runs from normalised pixels on, (B, H·W, channels).
+    pub(crate) fn forward_pixels(&self, pixels: B::Tensor, seen: Look<'_, B>) -> Result<AffOutput<B>> {
+        let (backend, config, params) = (&self.backend, &self.config, &self.params);
         let mut map = backend.convolution(&pixels, config.image, &params.stem)?;
         drop(pixels);
         seen("conv_1", &map);
@@ -129,7 +150,7 @@ impl<B: GridBackend> AffNet<B> {
             map = bottleneck(backend, map, grid, down)?;
             grid = grids[at + 3];
             let place = format!("layer_{}", at + 3);
-            map = body.run(backend, config.norm, map, grid, Some(&mut seen), &format!("{place}.1."))?;
+            map = body.run(backend, config.norm, map, grid, Some(&mut *seen), &format!("{place}.1."))?;
             seen(&place, &map);
         }
         let activation = Epilogue::Activation(config.activation);

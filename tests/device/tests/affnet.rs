@@ -4,7 +4,7 @@
 use foveate::{
     Images, Pixels, Tensor,
     backend::{Backend, NormOver},
-    cuda::{Cuda, DType},
+    cuda::{Cuda, DType, Engine, Forecast, patch::PixelType},
     model::{
         Activation, AffNet, AffNetConfig,
         affnet::{AffNetParams, AffStage, Bottleneck, random_params},
@@ -37,11 +37,15 @@ fn config(norm: NormOver, activation: Activation) -> AffNetConfig {
 }
 
 fn pictures(config: &AffNetConfig, batch: usize) -> Images {
+    waves(config, batch, 0)
+}
+
+fn waves(config: &AffNetConfig, batch: usize, seed: usize) -> Images {
     let [height, width] = config.image;
     let shape = [batch, config.channels, height, width];
     let pixel = |at: usize| {
         let (x, y, plane) = (at % width, at / width % height, at / (width * height));
-        ((x * 37 + y * 11 + plane * 5) % 97 + (x * y + plane * 7) % 31 * 3) as u8
+        ((x * 37 + y * 11 + (plane + seed) * 5) % 97 + (x * y + (plane + seed) * 7) % 31 * 3) as u8
     };
     Images::new(shape, Pixels::U8((0..shape.iter().product()).map(pixel).collect())).unwrap()
 }
@@ -96,6 +100,65 @@ fn networks_give_what_the_reference_gives() {
             assert!(worst <= tolerance, "{norm:?}, {activation:?}, {dtype}, {name}: {worst:e}");
         }
         model.backend().synchronize().unwrap();
+    }
+    turn.end();
+}
+
+/// Replays are eager passes bit for bit, one by one and in a stream; the dry pass has counted what they do.
+#[test]
+fn engines_replay_what_a_pass_gives() {
+    let Some(turn) = Turn::new() else { return };
+    for (norm, dtype) in
+        [(NormOver::Image, DType::F32), (NormOver::Position, DType::F16), (NormOver::Nothing, DType::Bf16)]
+    {
+        let config = config(norm, Activation::Silu);
+        let cuda = Cuda::on(&turn.device, dtype).unwrap();
+        let model = AffNet::new(cuda.clone(), config.clone(), random_params(&config, 3)).unwrap();
+        let mut engine = Engine::of_affnet(&model, 2, PixelType::U8).unwrap();
+        // The last is the first image of the second: products of fewer rows add in another order, the engine's do not.
+        let batches = [waves(&config, 2, 0), waves(&config, 2, 3), waves(&config, 1, 3)];
+        let eager = |images: &Images| {
+            let output = model.forward(images).unwrap();
+            [&output.map, &output.features, &output.logits].map(|it| cuda.download(it).unwrap())
+        };
+        let mut want: Vec<[Tensor; 3]> = batches[..2].iter().map(eager).collect();
+        assert_ne!(want[0], want[1], "other images, other results");
+        let first = |tensor: &Tensor| {
+            let shape = [&[1], &tensor.shape()[1..]].concat();
+            Tensor::new(&shape, tensor.data()[..shape.iter().product()].to_vec()).unwrap()
+        };
+        want.push(want[1].each_ref().map(first));
+        for (images, want) in batches.iter().zip(&want) {
+            let run = engine.run(images).unwrap();
+            let (map, grid) = run.map().unwrap();
+            assert_eq!(grid, config.grids()[5]);
+            assert_eq!(&[map, run.features().unwrap(), run.logits().unwrap()], want, "{norm:?} {dtype}");
+        }
+        let mut got = Vec::new();
+        engine
+            .stream_batches(batches.iter().cloned().map(Ok), |_, run| {
+                got.push([run.map()?.0, run.features()?, run.logits()?]);
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(got, want);
+
+        let forecast = engine.forecast();
+        assert!(forecast.token_counts().is_empty());
+        let parts: Vec<Option<usize>> = forecast.launches().iter().map(|launch| launch.layer).collect();
+        assert!(parts.is_sorted() && parts[0].is_none(), "{parts:?}");
+        assert!((0..7).all(|part| parts.contains(&Some(part))), "{parts:?}");
+        assert!(forecast.arena_bytes() as f64 <= 1.15 * forecast.largest_live_bytes() as f64);
+        let (_, launched) = cuda.record(|| model.forward(&batches[0]).unwrap());
+        let kernels = |all: &[foveate::cuda::LaunchRecord]| -> Vec<String> {
+            all.iter().map(|launch| launch.kernel.clone()).collect()
+        };
+        // The eager pass sends its images up, which is none of the graph's business.
+        assert!(kernels(&launched).ends_with(&kernels(forecast.launches())), "{norm:?} {dtype}");
+        let most = Forecast::largest_affnet_batch(&model, PixelType::U8, forecast.arena_bytes()).unwrap();
+        assert_eq!(most, 2);
+        let message = engine.run(&waves(&config, 3, 0)).unwrap_err().to_string();
+        assert!(message.contains("3 images, the engine was made for 2"), "{message}");
     }
     turn.end();
 }

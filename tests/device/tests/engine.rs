@@ -566,6 +566,30 @@ fn running_out_of_memory_names_what_fits() {
     });
 }
 
+/// So it does without an engine, where a pass takes its memory piece by piece.
+#[test]
+fn an_eager_pass_without_memory_names_what_fits() {
+    on_device(|turn| {
+        let vit = model(&Cuda::on(&turn.device, DType::F32).unwrap(), &small());
+        let method: Reduction = "tome:r=3".parse().unwrap();
+        let room = Forecast::new(&vit, &method, 12, PixelType::U8).unwrap().arena_bytes();
+        let images = pictures(vit.config(), 200, 1);
+        let live = (8_usize << 30) - turn.device.context().mem_get_info().unwrap().0;
+        let limit = std::ffi::CString::new((live + room).to_string()).unwrap();
+        emulator::set(c"EMU_MEM_LIMIT", &limit);
+        let error = vit.forward(&images, &method).map(drop).unwrap_err();
+        let message = error.to_string();
+        let most = message.split("a batch of ").nth(1).and_then(|rest| rest.split(' ').next());
+        let most: usize = most.and_then(|most| most.parse().ok()).unwrap_or_else(|| panic!("{message}"));
+        let fits = vit.forward(&pictures(vit.config(), most, 1), &method).map(drop);
+        emulator::set(c"EMU_MEM_LIMIT", c"");
+        assert!(matches!(error, Error::OutOfMemory { .. }), "{message}");
+        assert!(message.contains("a pass over 200 images") && (10..15).contains(&most), "{message}");
+        fits.unwrap();
+        check(&vit, &method, "afterwards");
+    });
+}
+
 #[test]
 fn images_must_be_the_engines() {
     on_device(|turn| {
