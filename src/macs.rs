@@ -9,7 +9,7 @@ pub use masked::Densities;
 
 use crate::{
     model::{BlockSize, Readout, VitConfig},
-    reduction::{Cost, Method, Site, Step},
+    reduction::{Cost, Host, Method, Site, Step},
 };
 
 /// How published figures count what is not a matrix product. Both count a multiply-add once.
@@ -80,9 +80,14 @@ pub struct ModelMacs {
 }
 
 impl ModelMacs {
-    /// Counts one image through `config` reduced by `method`.
+    /// Counts one image through `config` reduced by `method`, whose own weights are taken to be there.
     pub fn of(config: &VitConfig, method: &impl Method) -> Self {
-        let host = config.host();
+        Self::of_host(config, &config.host(), method)
+    }
+
+    /// As [`ModelMacs::of`], with those of a method's weights that the model has: what MSTM's missing projections would cost does
+    /// not count. `host` is the model's ([`Vit::host`](crate::model::Vit::host), [`VitParams::host`](crate::model::VitParams::host)).
+    pub fn of_host(config: &VitConfig, host: &Host, method: &impl Method) -> Self {
         let c = config.width as u64;
         let patches = (config.tokens() - config.special_tokens()) as u64;
         let project = config.stem.projected(config.channels, config.patch) as u64;
@@ -91,7 +96,7 @@ impl ModelMacs {
         let mut now = config.tokens();
         let mut blocks = Vec::with_capacity(config.depth);
         for layer in 0..config.depth {
-            let step = method.step(layer, now, &host);
+            let step = method.step(layer, now, host);
             blocks.push(block(config, layer, now as u64, step.as_ref()));
             now = step.map_or(now, |step| step.tokens);
             token_counts.push(now);

@@ -5,7 +5,7 @@ use foveate::{
     Reduction,
     macs::{Convention, Densities, GridConvention, GridMacs, ModelMacs},
     model::{AffNetConfig, Readout, VitConfig, affnet, arch},
-    reduction::Method,
+    reduction::{Host, Method, OwnWeights},
 };
 
 /// What a figure counts.
@@ -337,4 +337,20 @@ fn every_system_counts_what_was_published() {
         }
     }
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+/// MSTM fuses scales by projections, of which a model may have some, none or all.
+#[test]
+fn projections_that_a_model_lacks_cost_nothing() {
+    let config = config("deit_small");
+    let reduction: Reduction = "mstm:keep=0.7,scales=2/4".parse().unwrap();
+    let macs = |projections| {
+        let weights = Some(OwnWeights { projections, ..OwnWeights::default() });
+        ModelMacs::of_host(&config, &Host { weights, ..config.host() }, &reduction).sum().linear
+    };
+    // 7x7 windows of side 2 and 4x4 of side 4.
+    let square = 384 * 384;
+    assert_eq!(macs(1 << 2) - macs(0), 49 * square);
+    assert_eq!(macs(1 << 2 | 1 << 4) - macs(0), (49 + 16) * square);
+    assert_eq!(ModelMacs::of(&config, &reduction).sum().linear, macs(1 << 2 | 1 << 4));
 }

@@ -106,7 +106,7 @@ impl Findings {
     }
 
     fn macs(&self, method: &Reduction) -> ModelMacs {
-        ModelMacs::of(self.config(), method)
+        ModelMacs::of_host(self.config(), &self.loaded.params.host(self.config()), method)
     }
 
     /// The densities of a model with holes, or of one that has been cut down.

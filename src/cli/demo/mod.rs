@@ -246,12 +246,13 @@ impl<B: Runner> Demo<B> {
     fn outcome(&self, method: &Reduction) -> Result<Outcome, Failure> {
         let output = self.model.forward(&self.images, method)?;
         let logits = output.logits.as_ref().ok_or_else(|| broken("its model has no head"))?;
+        let macs = ModelMacs::of_host(self.config(), &self.model.host(), method);
         Ok(Outcome {
             method: method.clone(),
             guesses: guesses(&self.model.backend().download(logits)?, 1).into_iter().flatten().collect(),
             map: output.source_map(self.model.backend())?,
             token_counts: token_counts(method, self.config().tokens(), &self.model.host()),
-            macs: ModelMacs::of(self.config(), method).sum().total(Convention::Fvcore),
+            macs: macs.sum().total(Convention::Fvcore),
             speed: None,
         })
     }

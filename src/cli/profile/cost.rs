@@ -4,7 +4,7 @@ use foveate::{
     Reduction,
     macs::{Convention, Macs, ModelMacs},
     model::VitConfig,
-    reduction::Method,
+    reduction::{Host, Method},
 };
 
 use crate::cli::{
@@ -40,7 +40,7 @@ impl Profile {
     /// For values of `value` bytes, where nothing better is known than what operations must move; launches know what they
     /// do. `times` are the milliseconds of each segment, per run; none where nothing was timed.
     pub(super) fn new(
-        config: &VitConfig,
+        (config, host): (&VitConfig, &Host),
         parameters: &Parameters,
         method: &Reduction,
         batch: usize,
@@ -48,8 +48,7 @@ impl Profile {
         launches: Option<Launches>,
         times: &[Vec<f64>],
     ) -> Self {
-        let macs = ModelMacs::of(config, method);
-        let host = config.host();
+        let macs = ModelMacs::of_host(config, host, method);
         let images = batch as u64;
         let of_runs = |of: &dyn Fn(&Vec<f64>) -> f64| {
             let values: Vec<f64> = times.iter().map(of).collect();
@@ -70,7 +69,7 @@ impl Profile {
         let bytes = embed_bytes(config, parameters, images, value);
         add("embed".to_owned(), [first, first], &macs.embed, bytes);
         for layer in 0..config.depth {
-            let step = method.step(layer, counts[layer], &host);
+            let step = method.step(layer, counts[layer], host);
             let (tokens, of_block) = (counts[layer] as u64, parameters.blocks[layer]);
             let bytes = block_bytes(config, (layer, of_block), tokens, step.as_ref(), images, value)
                 + own_bytes(

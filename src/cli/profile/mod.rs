@@ -131,13 +131,21 @@ fn run_on<B: Runner>(
     } else {
         vec![Vec::new(); methods.len()]
     };
-    let mut profiles = Vec::new();
+    let (mut profiles, host) = (Vec::new(), model.host());
     for (method, times) in methods.iter().zip(&times) {
         let launches = B::launches(&model, method, batch).and_then(|told| {
             // The rest of the profile is known all the same.
             told.map_err(|error| complain(&format!("the launches of {method} cannot be told: {error}"))).ok()
         });
-        profiles.push(Profile::new(model.config(), &parameters, method, batch, value, launches, times));
+        profiles.push(Profile::new(
+            (model.config(), &host),
+            &parameters,
+            method,
+            batch,
+            value,
+            launches,
+            times,
+        ));
     }
     let report = Report { name, arguments, model: &model, method: &methods[0], profiles: &profiles };
     if arguments.json { write_json(&report.json()) } else { report.text(&mut io::stdout().lock()) }

@@ -104,6 +104,26 @@ fn networks_give_what_the_reference_gives() {
     turn.end();
 }
 
+/// AFFNet-ET as published: 256 by 256 pixels, random weights.
+#[test]
+#[ignore = "a minute on the emulated driver"]
+fn affnet_et_in_full_size() {
+    let Some(turn) = Turn::new() else { return };
+    let config = AffNetConfig::published("affnet_et").unwrap();
+    for (dtype, tolerance) in [(DType::F32, 1e-4), (DType::F16, 5e-2)] {
+        let params = stored(dtype, random_params(&config, 3));
+        let images = pictures(&config, 1);
+        let want = AffNet::new(Reference::new(), config.clone(), params.clone()).unwrap();
+        let want = want.forward(&images).unwrap();
+        let model = AffNet::new(Cuda::on(&turn.device, dtype).unwrap(), config.clone(), params).unwrap();
+        let mut engine = Engine::of_affnet(&model, 1, PixelType::U8).unwrap();
+        let worst = error(&engine.run(&images).unwrap().logits().unwrap(), &want.logits);
+        println!("{dtype}: {worst:e}");
+        assert!(worst <= tolerance, "{dtype}: {worst:e}");
+    }
+    turn.end();
+}
+
 /// Replays are eager passes bit for bit, one by one and in a stream; the dry pass has counted what they do.
 #[test]
 fn engines_replay_what_a_pass_gives() {

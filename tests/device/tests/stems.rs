@@ -123,6 +123,20 @@ fn engines_and_reference_agree() {
     turn.end();
 }
 
+/// As published: 224 by 224 pixels, random weights.
+#[test]
+#[ignore = "minutes on the emulated driver"]
+fn published_models_in_full_size() {
+    let Some(turn) = Turn::new() else { return };
+    for name in ["lvvit_t", "t2t_vit_7", "t2t_vit_t_14"] {
+        let config = arch::config(name).unwrap();
+        let error = check(&turn, name, &config, DType::F16, &["none"]);
+        println!("{name}: {error:e} in f16");
+        assert!(error <= 5e-2, "{name}: {error:e}");
+    }
+    turn.end();
+}
+
 /// Tokens that are masked but stay would be read by the auxiliary head.
 #[test]
 fn masks_and_auxiliary_heads_do_not_go_together() {
