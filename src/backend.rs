@@ -255,7 +255,7 @@ pub struct Merged<T> {
 /// # Errors
 /// Every operation returns [`crate::Error::Argument`] when shapes or ranges do not fit, and computes nothing then.
 #[expect(clippy::missing_errors_doc, reason = "stated above, once for all operations")]
-pub trait Backend: Send + Sync + Sized {
+pub trait Backend: Send + Sync {
     /// A tensor on this device.
     type Tensor: Clone + Send + Sync;
     /// A token plan on this device.
@@ -282,7 +282,10 @@ pub trait Backend: Send + Sync + Sized {
 
     /// What a failure of a pass over `batch` images is told as. `pass` runs one over a batch of another size on the backend it is
     /// given: a device without memory finds out with it which batch would fit.
-    fn explain(&self, error: Error, batch: usize, pass: &dyn Fn(Self, usize) -> Result<()>) -> Error {
+    fn explain(&self, error: Error, batch: usize, pass: &dyn Fn(Self, usize) -> Result<()>) -> Error
+    where
+        Self: Sized,
+    {
         let _ = (batch, pass);
         error
     }
