@@ -282,6 +282,7 @@ impl Kernel for Product<'_> {
         assert!(finish.bias.is_none_or(|bias| bias.len() >= columns.end));
         assert!(finish.scales.is_none_or(|scales| scales.len() >= a.count));
         let wide = 2 * S::LANES;
+        let mut edge = [0.0; PANEL * 16];
         let mut at = columns.start / wide * wide;
         while at < columns.end {
             let valid = at.max(columns.start)..(at + wide).min(columns.end);
@@ -303,11 +304,11 @@ impl Kernel for Product<'_> {
                     let scales = finish.scales.map(|scales| &scales[row..row + rows]);
                     let activation = finish.activation;
                     let tile = Tile { a, b, depth, bias: &bias, activation, scales };
-                    if whole {
-                        tile.some_rows(s, rows, narrow, to, out.stride, finish.add);
-                    } else {
-                        let mut edge = [0.0; PANEL * 16];
-                        tile.some_rows(s, rows, narrow, edge.as_mut_ptr(), PANEL, false);
+                    // One call: all tiles are inlined into each.
+                    let (c, stride, add) =
+                        if whole { (to, out.stride, finish.add) } else { (edge.as_mut_ptr(), PANEL, false) };
+                    tile.some_rows(s, rows, narrow, c, stride, add);
+                    if !whole {
                         for (i, edge) in edge.chunks_exact(PANEL).enumerate().take(rows) {
                             for (j, &value) in edge[valid.start - at..valid.end - at].iter().enumerate() {
                                 let to = to.add(i * out.stride + j);
@@ -347,20 +348,37 @@ impl Tile<'_> {
         stride: usize,
         add: bool,
     ) {
+        // `const`: tiles that the instructions have no registers for are not compiled.
         macro_rules! tiles {
             ($($n:literal)*) => {
                 match (rows, narrow) {
                     $(
                         // SAFETY: the caller's promise.
-                        ($n, false) if $n <= S::ROWS => unsafe { self.tile::<S, $n, 2>(s, c, stride, add) },
+                        ($n, false) => if const { $n <= S::ROWS } {
+                            unsafe { self.tile::<S, $n, 2>(s, c, stride, add) }
+                        },
                         // SAFETY: the caller's promise.
-                        ($n, true) if $n <= S::ROWS => unsafe { self.tile::<S, $n, 1>(s, c, stride, add) },
+                        ($n, true) => if const { $n <= S::ROWS } {
+                            unsafe { self.tile::<S, $n, 1>(s, c, stride, add) }
+                        },
                     )*
                     _ => unreachable!("a tile of {rows} rows"),
                 }
             };
         }
         tiles!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+        // Here and not in the tiles, which would each have a copy for every register.
+        if let Some(activation) = self.activation {
+            for i in 0..rows {
+                for j in 0..if narrow { 1 } else { 2 } {
+                    // SAFETY: the tile has written there.
+                    unsafe {
+                        let c = c.add(i * stride + j * S::LANES);
+                        s.write(c, math::activate(s, activation, s.read(c)));
+                    }
+                }
+            }
+        }
     }
 
     /// # Safety
@@ -417,14 +435,6 @@ impl Tile<'_> {
                     let c = c.add(i * stride + j * S::LANES);
                     let sum = if add { s.add(sums[i][j], s.read(c)) } else { sums[i][j] };
                     s.write(c, sum);
-                }
-            }
-            if let Some(activation) = self.activation {
-                for i in 0..M {
-                    for j in 0..N {
-                        let c = c.add(i * stride + j * S::LANES);
-                        s.write(c, math::activate(s, activation, s.read(c)));
-                    }
                 }
             }
         }
