@@ -9,7 +9,7 @@
 //! gradient is largest. Every weight of the matrices outside the mask is zero after every step, so no layer ever has more weights
 //! than at the start. FOLDER is /usr/share/datasets/fashion-mnist unless it is given.
 //!
-//! For speed the MLPs have ReLU and the LayerNorms no weights. Two things are not SViTE's: gradients are averaged over the last
+//! For speed the MLPs have rectifiers and a LayerNorm no weights. Two things are not SViTE's: gradients are averaged over the last
 //! steps, because those of one batch of 64 are mostly noise; and masks move often and little, because 3000 steps are few.
 //!
 //! `seeds=3` (some 930 weights of the 18,768 in the matrices; about 45 s of one core a seed, both trainings) printed, in per cent of

@@ -353,12 +353,12 @@ impl Tile<'_> {
             ($($n:literal)*) => {
                 match (rows, narrow) {
                     $(
-                        // SAFETY: the caller's promise.
                         ($n, false) => if const { $n <= S::ROWS } {
+                            // SAFETY: the caller's promise.
                             unsafe { self.tile::<S, $n, 2>(s, c, stride, add) }
                         },
-                        // SAFETY: the caller's promise.
                         ($n, true) => if const { $n <= S::ROWS } {
+                            // SAFETY: the caller's promise.
                             unsafe { self.tile::<S, $n, 1>(s, c, stride, add) }
                         },
                     )*
