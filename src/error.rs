@@ -86,6 +86,8 @@ pub enum Error {
         bytes: usize,
         /// How much there is, and what to do.
         what: String,
+        /// The largest batch that would fit, 0 when not even one image would; absent where nobody knows.
+        fits: Option<usize>,
     },
     /// A library that comes beside the CUDA driver is not on this machine.
     #[cfg(feature = "cuda")]

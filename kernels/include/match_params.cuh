@@ -100,8 +100,8 @@ __device__ __forceinline__ float value_of_inverse_key(uint32_t key) {
     return __uint_as_float(key > 0x7fffffffu ? 0xffffffffu - key : key | 0x80000000u);
 }
 
-// base^exponent for bases from 0 in three instructions: within (2*|ln result| + 2*exponent + 3) last places. The accurate form
-// above, a dozen times in a tile's epilogue, would not fit its registers.
+// base^exponent for bases from 0 in three instructions: within (2*|ln result| + 2*exponent + 3) last places. exp2f of
+// log2f, a dozen times in a tile's epilogue, would not fit its registers.
 __device__ __forceinline__ float quick_power(float base, float exponent) {
     float logarithm, result;
     asm("lg2.approx.f32 %0, %1;" : "=f"(logarithm) : "f"(base));

@@ -19,7 +19,7 @@ use super::{
     failure::Failure,
     launches::Launches,
     options::Threads,
-    passes::{GridPass, Pass, Wanted},
+    passes::{GridPass, Incoming, Outgoing, Pass, Wanted},
 };
 
 /// Set by `cargo xtask emulate` (xtask/src/emulate.rs): the emulated driver is meant.
@@ -103,30 +103,38 @@ pub(crate) trait Runner: GridBackend + Clone {
     fn wait(&self) -> foveate::Result<()>;
 
     /// What a pass over `batch` images gives the device to do, told by a dry pass; nothing on the processor.
-    fn launches(model: &Vit<Self>, method: &Reduction, batch: usize) -> Option<foveate::Result<Launches>>;
+    fn launches(_model: &Vit<Self>, _method: &Reduction, _batch: usize) -> Option<foveate::Result<Launches>> {
+        None
+    }
 
     /// Runs batches of `batch` images at most and hands the results to `each` in order, the next batch on its way meanwhile.
     /// Nothing, and no image taken, on the processor, which has nobody to do that, and on a device without the room.
     fn stream(
-        model: &Vit<Self>,
-        method: &Reduction,
-        wanted: Wanted,
-        batch: usize,
-        images: &mut dyn Iterator<Item = foveate::Result<Images>>,
-        each: &mut dyn FnMut(Pass) -> foveate::Result<()>,
-    ) -> Option<foveate::Result<()>>;
+        _model: &Vit<Self>,
+        _method: &Reduction,
+        _wanted: Wanted,
+        _batch: usize,
+        _images: Incoming<'_>,
+        _each: Outgoing<'_, Pass>,
+    ) -> Option<foveate::Result<()>> {
+        None
+    }
 
     /// [`Runner::launches`] of an AFFNet.
-    fn grid_launches(model: &AffNet<Self>, batch: usize) -> Option<foveate::Result<Launches>>;
+    fn grid_launches(_model: &AffNet<Self>, _batch: usize) -> Option<foveate::Result<Launches>> {
+        None
+    }
 
     /// [`Runner::stream`] of an AFFNet.
     fn stream_grid(
-        model: &AffNet<Self>,
-        wanted: Wanted,
-        batch: usize,
-        images: &mut dyn Iterator<Item = foveate::Result<Images>>,
-        each: &mut dyn FnMut(GridPass) -> foveate::Result<()>,
-    ) -> Option<foveate::Result<()>>;
+        _model: &AffNet<Self>,
+        _wanted: Wanted,
+        _batch: usize,
+        _images: Incoming<'_>,
+        _each: Outgoing<'_, GridPass>,
+    ) -> Option<foveate::Result<()>> {
+        None
+    }
 
     /// A method made ready to be run again and again over `batch` images: what runs it once, to its end.
     fn ready<'a>(model: &'a Vit<Self>, method: &'a Reduction, batch: usize) -> foveate::Result<Ready<'a>>;
@@ -160,35 +168,6 @@ impl Runner for Cpu {
 
     fn wait(&self) -> foveate::Result<()> {
         Ok(())
-    }
-
-    fn launches(_: &Vit<Self>, _: &Reduction, _: usize) -> Option<foveate::Result<Launches>> {
-        None
-    }
-
-    fn stream(
-        _: &Vit<Self>,
-        _: &Reduction,
-        _: Wanted,
-        _: usize,
-        _: &mut dyn Iterator<Item = foveate::Result<Images>>,
-        _: &mut dyn FnMut(Pass) -> foveate::Result<()>,
-    ) -> Option<foveate::Result<()>> {
-        None
-    }
-
-    fn grid_launches(_: &AffNet<Self>, _: usize) -> Option<foveate::Result<Launches>> {
-        None
-    }
-
-    fn stream_grid(
-        _: &AffNet<Self>,
-        _: Wanted,
-        _: usize,
-        _: &mut dyn Iterator<Item = foveate::Result<Images>>,
-        _: &mut dyn FnMut(GridPass) -> foveate::Result<()>,
-    ) -> Option<foveate::Result<()>> {
-        None
     }
 
     fn ready<'a>(model: &'a Vit<Self>, method: &'a Reduction, _: usize) -> foveate::Result<Ready<'a>> {
@@ -235,8 +214,8 @@ impl Runner for Cuda {
         method: &Reduction,
         wanted: Wanted,
         batch: usize,
-        images: &mut dyn Iterator<Item = foveate::Result<Images>>,
-        each: &mut dyn FnMut(Pass) -> foveate::Result<()>,
+        images: Incoming<'_>,
+        each: Outgoing<'_, Pass>,
     ) -> Option<foveate::Result<()>> {
         let mut begun = false;
         let mut run = || {
@@ -255,8 +234,8 @@ impl Runner for Cuda {
         model: &AffNet<Self>,
         wanted: Wanted,
         batch: usize,
-        images: &mut dyn Iterator<Item = foveate::Result<Images>>,
-        each: &mut dyn FnMut(GridPass) -> foveate::Result<()>,
+        images: Incoming<'_>,
+        each: Outgoing<'_, GridPass>,
     ) -> Option<foveate::Result<()>> {
         let mut begun = false;
         let mut run = || {

@@ -18,6 +18,16 @@ pub(crate) fn out_of_memory(error: &Error) -> bool {
     false
 }
 
+/// The largest batch that an error without memory says would fit.
+fn forecast(error: &Error) -> Option<usize> {
+    #[cfg(feature = "cuda")]
+    if let Error::OutOfMemory { fits, .. } = error {
+        return *fits;
+    }
+    let _ = error;
+    None
+}
+
 /// A forward pass. Where memory does not suffice, the error names a batch for which it does.
 pub(crate) fn forward<B: Runner>(
     model: &Vit<B>,
@@ -30,7 +40,8 @@ pub(crate) fn forward<B: Runner>(
     }
 }
 
-/// The error for a batch that was too large, with the next smaller one that runs: halves of it are tried until one does.
+/// The error for a batch that was too large, with a smaller one that runs: the one that should fit, and halves of it, are tried
+/// until one does.
 pub(crate) fn too_large<B: Runner>(
     model: &Vit<B>,
     images: &Images,
@@ -38,7 +49,8 @@ pub(crate) fn too_large<B: Runner>(
     error: &Error,
 ) -> Failure {
     let asked = images.batch();
-    let halves = std::iter::successors(Some(asked / 2), |batch| Some(batch / 2));
+    let should = forecast(error).filter(|batch| (1..asked).contains(batch)).unwrap_or(asked / 2);
+    let halves = std::iter::successors(Some(should), |batch| Some(batch / 2));
     let fits = halves.take_while(|&batch| batch > 0).find(|&batch| {
         // What the pass before has left is returned first.
         let tried = model.backend().wait().and_then(|()| model.forward(&first(images, batch)?, method));
@@ -46,7 +58,9 @@ pub(crate) fn too_large<B: Runner>(
     });
     Failure::Other(match fits {
         Some(batch) => {
-            format!("{error}: {asked} images at a time are too many, --batch {batch} fits (it was tried)")
+            format!(
+                "the device's memory is used up: {asked} images at a time are too many, --batch {batch} fits (it was tried)"
+            )
         }
         None => format!(
             "{error}: not one image fits; --image-size makes it smaller, --dtype f16 halves what it takes"

@@ -164,13 +164,14 @@ pub(crate) fn through_grid<B: Runner>(
     one_by_one(batches, infer, each)
 }
 
-/// [`Runner::stream`] or [`Runner::stream_grid`] of a model: the size of batches, the batches, what takes the results.
-type Stream<'a, P> = dyn FnMut(
-        usize,
-        &mut dyn Iterator<Item = FoveateResult<Images>>,
-        &mut dyn FnMut(P) -> FoveateResult<()>,
-    ) -> Option<FoveateResult<()>>
-    + 'a;
+/// Batches on their way in.
+pub(crate) type Incoming<'a> = &'a mut dyn Iterator<Item = FoveateResult<Images>>;
+
+/// What takes the results of one batch after the other.
+pub(crate) type Outgoing<'a, P> = &'a mut dyn FnMut(P) -> FoveateResult<()>;
+
+/// [`Runner::stream`] or [`Runner::stream_grid`] of a model, given the size of batches.
+type Stream<'a, P> = dyn FnMut(usize, Incoming<'_>, Outgoing<'_, P>) -> Option<FoveateResult<()>> + 'a;
 
 /// [`through`] where decoding is done meanwhile; nothing, and no batch taken, where the device cannot or the batches are few.
 fn meanwhile<P>(

@@ -348,6 +348,8 @@ impl Tile<'_> {
         stride: usize,
         add: bool,
     ) {
+        // Without a tile of its own the block would be passed over in silence.
+        assert!(rows <= S::ROWS, "a block of {rows} rows");
         // `const`: tiles that the instructions have no registers for are not compiled.
         macro_rules! tiles {
             ($($n:literal)*) => {

@@ -159,7 +159,7 @@ fn probe() -> Result<()> {
 pub(super) fn driver(action: &'static str, error: DriverError) -> Error {
     if error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
         let what = format!("{action} failed; use a smaller batch, or free memory");
-        return Error::OutOfMemory { bytes: 0, what };
+        return Error::OutOfMemory { bytes: 0, what, fits: None };
     }
     Error::Driver { action, what: format!("{error:?}") }
 }

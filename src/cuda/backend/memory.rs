@@ -160,6 +160,7 @@ fn refused(asked: usize, error: DriverError) -> Error {
     match error {
         DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY) => Error::OutOfMemory {
             bytes: asked,
+            fits: None,
             what: result::mem_get_info().map_or_else(
                 |_| "use a smaller batch".to_owned(),
                 |(free, total)| {

@@ -1,8 +1,15 @@
 //! Which batch fits in how much memory.
 
-use cudarc::driver::result;
+use std::sync::Arc;
 
-use super::{super::record, Cuda, Space, megabytes};
+use cudarc::driver::{CudaStream, result};
+
+use super::{
+    super::{LaunchRecord, record},
+    Cuda, Layout, Space,
+    ledger::ALIGNMENT,
+    megabytes,
+};
 use crate::{Error, Result};
 
 /// The largest batch up to `limit` that takes at most `bytes`; 0 when even one image takes more.
@@ -44,8 +51,24 @@ pub(in super::super) fn advice(most: usize, asked: usize) -> String {
     }
 }
 
-/// An eager pass's [`Error::OutOfMemory`], with the batch that would fit: found by dry passes, `pass` over backends without memory.
-/// Within an engine's space, the engine knows more.
+/// A dry pass: runs `work` on a backend without memory, over a stream on which nothing happens. Gives what it returns, what it
+/// allocates and what it launches.
+pub(in super::super) fn dry<R>(
+    cuda: &Cuda,
+    stream: &Arc<CudaStream>,
+    work: impl FnOnce(Cuda) -> Result<R>,
+) -> Result<(R, Layout, Vec<LaunchRecord>)> {
+    let (told, launches) = record::record(stream, true, || {
+        let backend = cuda.within(Space::ledger(stream.clone()))?;
+        let result = work(backend.clone())?;
+        let layout = backend.space().end()?;
+        Ok((result, layout.ok_or_else(|| Error::argument("engine", "the dry pass left no ledger"))?))
+    });
+    told.map(|(result, layout)| (result, layout, launches))
+}
+
+/// An eager pass's [`Error::OutOfMemory`], with the batch that would fit: found by dry passes. Within an engine's space, the engine
+/// knows more.
 pub(super) fn explained(
     cuda: &Cuda,
     error: Error,
@@ -53,20 +76,16 @@ pub(super) fn explained(
     pass: &dyn Fn(Cuda, usize) -> Result<()>,
 ) -> Error {
     let Error::OutOfMemory { bytes, .. } = error else { return error };
-    let takes = |batch: usize| -> Result<usize> {
-        let stream = cuda.device().context().new_stream();
-        let stream = stream.map_err(|error| super::driver("making a stream", error))?;
-        let dry = || {
-            let backend = cuda.within(Space::ledger(stream.clone()))?;
-            pass(backend.clone(), batch)?;
-            backend.space().end()
-        };
-        let layout = record::record(&stream, true, dry).0?;
-        Ok(layout.map_or(0, |layout| layout.bytes))
-    };
     // What the failed pass had goes back first.
     let free = cuda.synchronize().ok().and_then(|()| result::mem_get_info().ok());
     let Some((free, total)) = free.filter(|_| cuda.space().is_driver()) else { return error };
+    let Ok(stream) = cuda.device().context().new_stream() else { return error };
+    // The backend has its workspace already.
+    let there = cuda.inner.workspace.bytes().next_multiple_of(ALIGNMENT);
+    let takes = |batch| {
+        dry(cuda, &stream, |backend| pass(backend, batch))
+            .map(|((), layout, _)| layout.bytes.saturating_sub(there))
+    };
     let Ok(most) = largest(takes, free, batch) else { return error };
     Error::OutOfMemory {
         bytes,
@@ -77,5 +96,6 @@ pub(super) fn explained(
             megabytes(total),
             advice(most, batch)
         ),
+        fits: Some(most),
     }
 }

@@ -7,15 +7,14 @@ use cudarc::driver::CudaStream;
 use super::{
     super::{
         Cuda, LaunchRecord,
-        backend::{Layout, Memory, Space, room},
+        backend::{Layout, Memory, room},
         device::driver,
         patch::PixelType,
-        record,
     },
     model::{EngineModel, Forward, filtered, reduced},
 };
 use crate::{
-    Error, Result,
+    Result,
     model::{AffNet, Vit},
     reduction::Method,
 };
@@ -79,16 +78,10 @@ impl Forecast {
         batch: usize,
         pixels: PixelType,
     ) -> Result<(Self, M::Output)> {
-        let work = || {
-            let backend = model.backend().within(Space::ledger(stream.clone()))?;
-            let model = model.on(backend);
-            let (_, output) = forward(&model, run, batch, pixels, |_| Ok(()))?;
-            let layout = model.backend().space().end()?;
-            let layout = layout.ok_or_else(|| Error::argument("engine", "the dry pass left no ledger"))?;
-            Ok((Arc::new(layout), output))
-        };
-        let (told, launches) = record::record(stream, true, work);
-        let (layout, output) = told?;
+        let pass =
+            |backend| forward(&model.on(backend), run, batch, pixels, |_| Ok(())).map(|(_, output)| output);
+        let (output, layout, launches) = room::dry(model.backend(), stream, pass)?;
+        let layout = Arc::new(layout);
         Ok((Self { layout, launches, token_counts: Vec::new() }, output))
     }
 
@@ -174,17 +167,4 @@ pub(super) fn forward<M: EngineModel>(
     let rows = model.rows(&input, pixels, shape)?;
     let output = run(model, rows)?;
     Ok((input, output))
-}
-
-/// The shape of a batch of images of `channels` and the size `image`.
-pub(super) fn images(channels: usize, image: [usize; 2], batch: usize) -> Result<[usize; 4]> {
-    let shape = [batch, channels, image[0], image[1]];
-    let values = shape.iter().try_fold(1_usize, |values, &extent| values.checked_mul(extent));
-    if batch == 0 || values.is_none_or(|values| i64::try_from(values).is_err()) {
-        return Err(Error::argument(
-            "engine",
-            format!("{batch} images are no batch; take one image at least"),
-        ));
-    }
-    Ok(shape)
 }

@@ -294,6 +294,7 @@ fn fitting<M: EngineModel>(
             megabytes(total),
             room::advice(most, batch)
         ),
+        fits: Some(most),
     }
 }
 

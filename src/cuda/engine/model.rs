@@ -1,11 +1,8 @@
 //! What an engine asks of a model.
 
-use super::{
-    super::{Cuda, CudaTensor, backend::Memory, patch::PixelType, record},
-    forecast::images,
-};
+use super::super::{Cuda, CudaPlan, CudaTensor, backend::Memory, patch::PixelType, record};
 use crate::{
-    Result,
+    Error, Result,
     backend::Merged,
     macs::GridMacs,
     model::{AffNet, Observer, Output, Vit, affnet::AffOutput},
@@ -27,7 +24,7 @@ impl EngineModel for AffNet<Cuda> {
 }
 
 pub(super) mod sealed {
-    use super::{Cuda, CudaTensor, Memory, PixelType, Result};
+    use super::{Cuda, CudaTensor, Error, Memory, PixelType, Result};
 
     /// What both kinds of models have.
     #[expect(private_interfaces, reason = "sealed: nobody outside can call it")]
@@ -36,10 +33,24 @@ pub(super) mod sealed {
         fn backend(&self) -> &Cuda;
         /// The same weights on another backend that can use them.
         fn on(&self, backend: Cuda) -> Self;
-        /// The shape of a batch.
-        fn images(&self, batch: usize) -> Result<[usize; 4]>;
+        /// Channels, height and width of an image.
+        fn image(&self) -> [usize; 3];
         /// Pixels in device memory, as its first product reads them.
         fn rows(&self, input: &Memory, pixels: PixelType, shape: [usize; 4]) -> Result<CudaTensor>;
+
+        /// The shape of a batch.
+        fn images(&self, batch: usize) -> Result<[usize; 4]> {
+            let [channels, height, width] = self.image();
+            let shape = [batch, channels, height, width];
+            let values = shape.iter().try_fold(1_usize, |values, &extent| values.checked_mul(extent));
+            if batch == 0 || values.is_none_or(|values| i64::try_from(values).is_err()) {
+                return Err(Error::argument(
+                    "engine",
+                    format!("{batch} images are no batch; take one image at least"),
+                ));
+            }
+            Ok(shape)
+        }
     }
 }
 
@@ -55,8 +66,9 @@ impl Model for Vit<Cuda> {
         self.on(backend)
     }
 
-    fn images(&self, batch: usize) -> Result<[usize; 4]> {
-        images(self.config().channels, self.config().image, batch)
+    fn image(&self) -> [usize; 3] {
+        let (channels, [height, width]) = (self.config().channels, self.config().image);
+        [channels, height, width]
     }
 
     fn rows(&self, input: &Memory, pixels: PixelType, shape: [usize; 4]) -> Result<CudaTensor> {
@@ -79,8 +91,9 @@ impl Model for AffNet<Cuda> {
         self.on(backend)
     }
 
-    fn images(&self, batch: usize) -> Result<[usize; 4]> {
-        images(self.config().channels, self.config().image, batch)
+    fn image(&self) -> [usize; 3] {
+        let (channels, [height, width]) = (self.config().channels, self.config().image);
+        [channels, height, width]
     }
 
     fn rows(&self, input: &Memory, pixels: PixelType, shape: [usize; 4]) -> Result<CudaTensor> {
@@ -128,7 +141,7 @@ impl Observer<Cuda> for Layers {
         self.begin(0);
     }
 
-    fn reduced(&mut self, _: &Evidence<'_, Cuda>, _: &super::super::CudaPlan, _: &Merged<CudaTensor>) {}
+    fn reduced(&mut self, _: &Evidence<'_, Cuda>, _: &CudaPlan, _: &Merged<CudaTensor>) {}
 
     fn block(&mut self, layer: usize, _: &CudaTensor) {
         self.begin(layer + 1);

@@ -582,10 +582,13 @@ fn an_eager_pass_without_memory_names_what_fits() {
         let most = message.split("a batch of ").nth(1).and_then(|rest| rest.split(' ').next());
         let most: usize = most.and_then(|most| most.parse().ok()).unwrap_or_else(|| panic!("{message}"));
         let fits = vit.forward(&pictures(vit.config(), most, 1), &method).map(drop);
+        let more = vit.forward(&pictures(vit.config(), most + most / 2, 1), &method).map(drop);
         emulator::set(c"EMU_MEM_LIMIT", c"");
         assert!(matches!(error, Error::OutOfMemory { .. }), "{message}");
-        assert!(message.contains("a pass over 200 images") && (10..15).contains(&most), "{message}");
+        assert!(message.contains("a pass over 200 images") && most > 0, "{message}");
+        assert!(matches!(error, Error::OutOfMemory { fits: Some(named), .. } if named == most));
         fits.unwrap();
+        assert!(more.is_err(), "{most} images, and half as many again fit");
         check(&vit, &method, "afterwards");
     });
 }

@@ -20,7 +20,7 @@ use super::{Case, Data, planned, weights_of};
 const EPS: f64 = f32::EPSILON as f64;
 /// Between the smallest numbers of `f32`.
 const STEP: f64 = 1.401_298_464_324_817e-45;
-/// How many ways of explaining a plan are tried. Almost all plans need one or two.
+/// How many ways of explaining a plan are tried.
 const EXPLANATIONS: u32 = 4096;
 
 /// Scores of one image with their uncertainty: (A tokens, B tokens).
@@ -297,7 +297,13 @@ impl<'a> Course<'a> {
         }
         let mut why = String::from("no order of the tokens of A that stayed");
         let mut left = EXPLANATIONS;
-        if self.choose(&able, &mut Vec::new(), &mut left, &mut why) { Ok(()) } else { Err(why) }
+        if self.choose(&able, &mut Vec::new(), &mut left, &mut why) {
+            Ok(())
+        } else if left == 0 {
+            Err(format!("none of {EXPLANATIONS} ways, and there are more; of the last: {why}"))
+        } else {
+            Err(why)
+        }
     }
 
     /// Goes through the choices for the groups behind `kept`; `why` is left with what is wrong with the last.
