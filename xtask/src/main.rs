@@ -5,13 +5,14 @@ mod compare_cpu;
 mod emulate;
 mod gpu_report;
 mod resources;
+mod side_by_side;
 mod stand_in;
 mod toolchain;
 
 use std::{
     env,
     ffi::OsString,
-    process::{Command, ExitCode, ExitStatus},
+    process::{Command, ExitCode},
     time::Instant,
 };
 
@@ -134,14 +135,12 @@ const DEVICE_FEATURES: &str = "emulated,foveate/default,foveate/nvtx";
 /// The emulated device runs PTX: no machine code is made, which would take as long again.
 pub(crate) const ARCHS: (&str, &str) = ("FOVEATE_CUDA_ARCHS", "ptx");
 
-/// What needs nvcc.
+/// The device tests that take longest.
+const LONGEST: &[&str] =
+    &["grid_norm", "matching", "model", "engine", "stems", "launches", "norm", "attention"];
+
+/// What else needs nvcc, after the device tests, which have built the emulated driver for the command.
 const TEST_KERNELS: &[Step] = &[
-    Step {
-        what: "the CUDA kernels on the emulated device",
-        args: &["test", "--package", "foveate-device-tests", "--features", DEVICE_FEATURES, "--no-fail-fast"],
-        env: &[ARCHS],
-    },
-    // After the step above, which has built the emulated driver for the command.
     Step {
         what: "unit tests of the CUDA launchers, launch_one without a driver, and the command on the emulated device",
         args: &[
@@ -172,21 +171,35 @@ fn run(steps: &[Step], variables: &[(&str, OsString)]) -> bool {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut good = true;
     for step in steps {
-        println!("== {}: cargo {}", step.what, step.args.join(" "));
-        let start = Instant::now();
-        let status = Command::new(&cargo)
-            .args(step.args)
-            .envs(step.env.iter().copied())
-            .envs(variables.iter().cloned())
-            .status();
-        good &= status.as_ref().is_ok_and(ExitStatus::success);
-        match status {
-            Ok(status) if status.success() => {}
-            Ok(status) => eprintln!("xtask: {} failed ({status})", step.what),
-            Err(error) => eprintln!("xtask: cannot run cargo: {error}"),
-        }
-        println!("== {}: {:.0} s", step.what, start.elapsed().as_secs_f64());
+        good &= timed(&format!("{}: cargo {}", step.what, step.args.join(" ")), step.what, || {
+            let status = Command::new(&cargo)
+                .args(step.args)
+                .envs(step.env.iter().copied())
+                .envs(variables.iter().cloned())
+                .status()
+                .map_err(|error| format!("cannot run cargo: {error}"))?;
+            if status.success() { Ok(true) } else { Err(format!("cargo: {status}")) }
+        });
     }
+    good
+}
+
+/// Runs one piece of work between two lines of its own, the second one with the time it took.
+fn timed(title: &str, what: &str, work: impl FnOnce() -> Result<bool, String>) -> bool {
+    println!("== {title}");
+    let start = Instant::now();
+    let good = match work() {
+        Ok(true) => true,
+        Ok(false) => {
+            eprintln!("xtask: {what} failed");
+            false
+        }
+        Err(reason) => {
+            eprintln!("xtask: {what} failed ({reason})");
+            false
+        }
+    };
+    println!("== {what}: {:.0} s", start.elapsed().as_secs_f64());
     good
 }
 
@@ -218,7 +231,19 @@ fn test() -> bool {
         }
     };
     let variables = [("NVCC", nvcc.path.clone().into_os_string())];
-    run(TEST, &variables) & run(TEST_KERNELS, &variables) & count(&nvcc, false)
+    run(TEST, &variables)
+        & test_device(&nvcc)
+        & run(TEST_KERNELS, &variables)
+        & timed("candle's operations on the emulated device", "candle's operations", candle::candle)
+        & count(&nvcc, false)
+}
+
+/// The kernels on the emulated device, test programs side by side.
+fn test_device(nvcc: &Nvcc) -> bool {
+    let arguments = ["--package", "foveate-device-tests", "--features", DEVICE_FEATURES];
+    let variables = [("NVCC", nvcc.path.clone().into_os_string()), (ARCHS.0, ARCHS.1.into())];
+    let what = "the CUDA kernels on the emulated device";
+    timed(what, what, || side_by_side::test(&arguments, LONGEST, &variables))
 }
 
 /// Counts on the emulated device; without nvcc there is nothing to count.
