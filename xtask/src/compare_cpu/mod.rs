@@ -3,23 +3,32 @@
 use std::{
     env,
     ffi::OsString,
-    fmt::Write as _,
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 const HELP: &str = "\
-cargo xtask compare-cpu [--rounds N] [--python PROGRAM]
+cargo xtask compare-cpu [--rounds N] [--models LIST] [--threads LIST] [--precisions LIST] [--python PROGRAM]
 
   Runs DeiT-T and DeiT-S, dense and reduced, batches of 1 and 8, on 1 and 2 threads, in turn with OpenVINO and ONNX Runtime
   (dense and tome:r=13) and PyTorch (dense; also LV-ViT-S and AFFNet-ET) on the same weights, and writes the ratios of times
   to benches/results/cpu.md, the machine named by its processor's features only. What Python has not, it installs from its
   package index into target/compare-cpu; PyTorch, which is large, is used where --python has it.
 
+  The file is written after every row, with the rows of earlier runs that this one has not measured again: parts can be measured
+  one by one. Remove target/compare-cpu/rows.json to begin anew, on another machine say.
+
   --rounds N         rounds in which everybody has a turn (15)
+  --models LIST      of deit_tiny, deit_small, lvvit_s and affnet_et (all)
+  --threads LIST     of 1 and 2 (1,2)
+  --precisions LIST  of f32 and bf16, which takes a processor with AMX: products of rounded factors, OpenVINO by its hint (f32)
   --python PROGRAM   the Python to make the environment with (python3)
 ";
+
+const MODELS: [&str; 4] = ["deit_tiny", "deit_small", "lvvit_s", "affnet_et"];
+const THREADS: [&str; 2] = ["1", "2"];
+const PRECISIONS: [&str; 2] = ["f32", "bf16"];
 
 /// The first is run, the others it imports.
 const SCRIPTS: [(&str, &str); 4] = [
@@ -35,17 +44,36 @@ const RESULT: &str = "benches/results/cpu.md";
 #[derive(Debug, PartialEq, Eq)]
 struct Arguments {
     rounds: usize,
+    models: String,
+    threads: String,
+    precisions: String,
     python: String,
+}
+
+impl Default for Arguments {
+    fn default() -> Self {
+        Self {
+            rounds: 15,
+            models: MODELS.join(","),
+            threads: THREADS.join(","),
+            precisions: PRECISIONS[0].to_owned(),
+            python: "python3".to_owned(),
+        }
+    }
 }
 
 impl Arguments {
     fn parse(mut words: impl Iterator<Item = OsString>) -> Result<Option<Self>, String> {
-        let mut arguments = Self { rounds: 15, python: "python3".to_owned() };
+        let mut arguments = Self::default();
         while let Some(word) = words.next() {
             let word = word.to_string_lossy().into_owned();
             let mut value = || {
                 let value = words.next().ok_or_else(|| format!("{word} takes a value"))?;
                 Ok::<_, String>(value.to_string_lossy().into_owned())
+            };
+            let of = |list: String, known: &[&str]| match list.split(',').find(|one| !known.contains(one)) {
+                Some(one) => Err(format!("{word} knows {}, not `{one}`", known.join(", "))),
+                None => Ok(list),
             };
             match &*word {
                 "--help" | "-h" => return Ok(None),
@@ -53,6 +81,9 @@ impl Arguments {
                     let rounds = value()?.parse().ok().filter(|&rounds: &usize| rounds > 0);
                     arguments.rounds = rounds.ok_or("--rounds takes a number from 1 on")?;
                 }
+                "--models" => arguments.models = of(value()?, &MODELS)?,
+                "--threads" => arguments.threads = of(value()?, &THREADS)?,
+                "--precisions" => arguments.precisions = of(value()?, &PRECISIONS)?,
                 "--python" => arguments.python = value()?,
                 other => return Err(format!("{other} is not an argument; --help tells which are")),
             }
@@ -85,21 +116,18 @@ pub(crate) fn run(words: impl Iterator<Item = OsString>) -> Result<(), String> {
         let script = folder.join(name);
         fs::write(&script, text).map_err(|e| format!("{}: {e}", script.display()))?;
     }
-    let script = folder.join(SCRIPTS[0].0);
-    let mut compare = Command::new(&python);
-    compare.arg(&script).arg(target.join("release/examples/cpu_rounds")).arg(&folder);
-    compare.arg(arguments.rounds.to_string()).stderr(Stdio::inherit());
-    let output = compare.output().map_err(|e| format!("{}: {e}", python.display()))?;
-    let table = String::from_utf8_lossy(&output.stdout).into_owned();
-    print!("{table}");
-    if !output.status.success() {
-        return Err(format!("compare.py: {}", output.status));
-    }
+    let (script, head) = (folder.join(SCRIPTS[0].0), folder.join("head.md"));
+    fs::write(&head, report_head()).map_err(|e| format!("{}: {e}", head.display()))?;
     let path = root.join(RESULT);
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(|e| format!("{}: {e}", parent.display()))?;
     }
-    fs::write(&path, report(&table, arguments.rounds)).map_err(|e| format!("{}: {e}", path.display()))?;
+    let Arguments { rounds, models, threads, precisions, .. } = &arguments;
+    let mut compare = Command::new(&python);
+    compare.arg(&script).arg(target.join("release/examples/cpu_rounds")).args([&folder, &path, &head]);
+    compare.args(["--rounds", &rounds.to_string(), "--models", models, "--threads", threads]);
+    compare.args(["--precisions", precisions]);
+    succeed(&mut compare)?;
     println!("written to {RESULT}");
     Ok(())
 }
@@ -130,15 +158,14 @@ fn succeed(command: &mut Command) -> Result<(), String> {
     }
 }
 
-fn report(table: &str, rounds: usize) -> String {
-    let mut text = String::from("# The processor's backend beside other engines\n\n");
-    let _ = writeln!(
-        text,
-        "Their time over foveate's for the same weights, f32: above 1 foveate is faster. Medians over {rounds} rounds in which \
-         everybody has a turn, the fastest of a few passes; `cargo xtask compare-cpu` makes this table. Processor: {}.\n\n{table}",
+/// What stands before the tables.
+fn report_head() -> String {
+    format!(
+        "# The processor's backend beside other engines\n\n\
+         Their time over foveate's for the same weights: above 1 foveate is faster. Medians over rounds in which everybody has a \
+         turn, the fastest of a few passes; `cargo xtask compare-cpu` makes these tables. Processor: {}.\n",
         features()
-    );
-    text
+    )
 }
 
 /// The vector instructions of this machine and how many threads it runs at once: what its speed depends on, and no more.
@@ -154,6 +181,9 @@ fn features() -> String {
     ] {
         features.extend(there.then_some(name));
     }
+    // What the compiler's macro does not know in all the versions that build this.
+    let flags = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    features.extend(flags.split_whitespace().any(|flag| flag == "amx_bf16").then_some("AMX BF16"));
     if features.is_empty() {
         features.push(env::consts::ARCH);
     }
@@ -168,21 +198,21 @@ mod tests {
     #[test]
     fn arguments_are_read() {
         let parse = |words: &[&str]| Arguments::parse(words.iter().map(OsString::from));
-        assert_eq!(parse(&[]), Ok(Some(Arguments { rounds: 15, python: "python3".to_owned() })));
-        let given = parse(&["--rounds", "3", "--python", "python3.12"]);
-        assert_eq!(given, Ok(Some(Arguments { rounds: 3, python: "python3.12".to_owned() })));
+        assert_eq!(parse(&[]), Ok(Some(Arguments::default())));
+        let given = parse(&["--rounds", "3", "--models", "lvvit_s,deit_tiny", "--precisions", "f32,bf16"]);
+        let models = "lvvit_s,deit_tiny".to_owned();
+        let precisions = "f32,bf16".to_owned();
+        assert_eq!(given, Ok(Some(Arguments { rounds: 3, models, precisions, ..Arguments::default() })));
         assert_eq!(parse(&["--help"]), Ok(None));
         assert!(parse(&["--rounds", "0"]).unwrap_err().contains("from 1 on"));
+        assert!(parse(&["--models", "deit_tiny,vgg"]).unwrap_err().contains("deit_small, lvvit_s"));
+        assert!(parse(&["--threads", "3"]).unwrap_err().contains("not `3`"));
         assert!(parse(&["--fast"]).unwrap_err().contains("--fast is not an argument"));
     }
 
     #[test]
     fn the_report_names_features_and_no_machine() {
-        let text = report("| a |\n", 7);
-        assert!(
-            text.contains("over 7 rounds")
-                && text.contains("hardware threads")
-                && text.ends_with("| a |\n\n")
-        );
+        let text = report_head();
+        assert!(text.contains("hardware threads") && !text.contains('/'), "{text}");
     }
 }
