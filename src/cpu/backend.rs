@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use super::{
-    Context, Cpu, Plan, Tensor, attention, linear, matching, merge, norm, patch, readout, select, stem,
-    timing::Kind,
+    Context, Cpu, Plan, Tensor, attention, cluster, linear, matching, merge, norm, patch, readout, select,
+    stem, timing::Kind,
 };
 use crate::{
     Images, Result, TokenPlan,
@@ -173,11 +173,7 @@ impl Backend for Cpu {
     }
 
     fn cluster(&self, cluster: &Cluster<'_, Tensor>) -> Result<Plan> {
-        let (tokens, class_scores) =
-            (cluster.tokens.view().to_host()?, cluster.class_scores.view().to_host()?);
-        let Cluster { special, keep, inattentive, .. } = *cluster;
-        let view = Cluster { tokens: &tokens, class_scores: &class_scores, special, keep, inattentive };
-        Ok(Plan::new(self.plain()?.cluster(&view)?, &self.context.pool))
+        self.timed(Kind::Cluster, |context| cluster::cluster(context, cluster))
     }
 
     fn pool_windows(&self, x: &Tensor, special: usize, grid: [usize; 2], scale: usize) -> Result<Tensor> {

@@ -13,6 +13,7 @@ pub(super) enum Kind {
     Norm,
     Matching,
     Select,
+    Cluster,
     Merge,
     Patches,
     Convolution,
@@ -22,12 +23,13 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    const NAMES: [&str; 11] = [
+    const NAMES: [&str; 12] = [
         "linear",
         "attention",
         "norm",
         "matching",
         "select",
+        "cluster",
         "merge",
         "patches",
         "convolution",

@@ -126,6 +126,8 @@ impl Kernels {
 pub(super) trait Simd: Copy {
     /// A register.
     type V: Copy;
+    /// A register of half as many `f64`.
+    type Wide: Copy;
 
     /// Values in it, at most 16.
     const LANES: usize;
@@ -151,6 +153,18 @@ pub(super) trait Simd: Copy {
     fn round(self, a: Self::V) -> Self::V;
     /// `2^n` of whole numbers from -126 to 127.
     fn power_of_two(self, n: Self::V) -> Self::V;
+
+    fn wide_zero(self) -> Self::Wide;
+    fn wide_sub(self, a: Self::Wide, b: Self::Wide) -> Self::Wide;
+    /// `a·b + c`.
+    fn wide_fma(self, a: Self::Wide, b: Self::Wide, c: Self::Wide) -> Self::Wide;
+    /// The sum of all values.
+    fn wide_sum(self, v: Self::Wide) -> f64;
+    /// Half a register's values as `f64`.
+    ///
+    /// # Safety
+    /// `LANES/2` values can be read from `from`.
+    unsafe fn widen(self, from: *const f32) -> Self::Wide;
 
     /// # Safety
     /// `LANES` values can be read from `from`.

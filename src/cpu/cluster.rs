@@ -1,0 +1,446 @@
+//! Tokens by the class token's attention: the attentive ones stay or pair up, the others join them or form clusters.
+//!
+//! Some images at a time, one for each thread: their tokens are put in order, then all threads compute similarities and
+//! distances, some rows each, then each image's groups follow from those.
+
+use super::{
+    Context, Plan, Tensor,
+    check::{expect_shape, tokens_shape},
+    pack::Shared,
+    pairs::{Dot, Pairs, Places},
+    plan::{Image, written},
+    select::mean_over_heads,
+    simd::Kernels,
+};
+use crate::{
+    Error, Result,
+    backend::{Cluster, Inattentive},
+    reference::matching::precedes,
+};
+
+const OP: &str = "cluster";
+
+/// Rows of one task.
+const TASK_ROWS: usize = 8;
+
+/// (B, H, N, C) of tensors that fit each other.
+fn check(cluster: &Cluster<'_, Tensor>) -> Result<[usize; 4]> {
+    let [batch, n, width] = tokens_shape(OP, "tokens", cluster.tokens)?;
+    let heads = cluster.class_scores.shape().get(1).copied().unwrap_or(0).max(1);
+    expect_shape(OP, "class scores", cluster.class_scores, &[batch, heads, n])?;
+    if cluster.special > n || cluster.keep == 0 || cluster.keep > n - cluster.special {
+        return Err(Error::argument(
+            OP,
+            format!("cannot keep {} of {n} tokens of which {} are special", cluster.keep, cluster.special),
+        ));
+    }
+    Ok([batch, heads, n, width])
+}
+
+/// [`Backend::cluster`](crate::backend::Backend::cluster).
+pub(super) fn cluster(context: &Context, cluster: &Cluster<'_, Tensor>) -> Result<Plan> {
+    let [batch, heads, n, width] = check(cluster)?;
+    let Cluster { special, keep, .. } = *cluster;
+    let Context { threads, pool, kernels, .. } = context;
+    let rest = n - special - keep;
+    let job = match cluster.inattentive {
+        Inattentive::Join => Job {
+            pairs: 0,
+            centres: 0,
+            neighbours: 0,
+            sources: Every { first: keep, step: 1, count: rest },
+            destinations: Every { first: 0, step: 1, count: keep },
+            kernels: *kernels,
+            width,
+            special,
+            keep,
+        },
+        // Odd ranks propose to even ones.
+        Inattentive::Peaks { pairs, clusters, neighbours } => Job {
+            pairs: pairs.min(keep / 2),
+            centres: clusters.min(rest),
+            neighbours,
+            sources: Every { first: 1, step: 2, count: if pairs > 0 { keep / 2 } else { 0 } },
+            destinations: Every { first: 0, step: 2, count: keep.div_ceil(2) },
+            kernels: *kernels,
+            width,
+            special,
+            keep,
+        },
+    };
+    let joins = cluster.inattentive == Inattentive::Join;
+    // Distances are needed only if somebody is to be a centre.
+    let side = if job.centres > 0 { rest } else { 0 };
+    let (count, columns) = (n - special, job.destinations.count);
+    let m = special + keep - job.pairs + job.centres;
+    let (tokens, scores) = (cluster.tokens.view(), cluster.class_scores.view());
+    let turn = batch.min(threads.count());
+    let mut mean = pool.take(turn * n);
+    let mut order = pool.take(turn * count);
+    let mut lengths = pool.take(turn * 2 * count);
+    let mut similarity = pool.take(turn * job.sources.count);
+    let mut nearest = pool.take(turn * job.sources.count);
+    let mut squares = pool.take(turn * 2 * side * side);
+    let mut products = pool.take(threads.count() * 2 * TASK_ROWS * columns);
+    let room = Room::of(n, side);
+    let mut scratch = pool.take(threads.count() * room.total());
+    let image_rows = |image: usize| &tokens[image * n * width..(image + 1) * n * width];
+    let plan = written(context, [batch, n, m], |images| {
+        for begin in (0..batch).step_by(turn) {
+            let turn = turn.min(batch - begin);
+            let means = Shared::of(mean.make_mut());
+            let orders = Shared::of(bytemuck::cast_slice_mut::<f32, u32>(order.make_mut()));
+            let all_lengths = Shared::of(bytemuck::cast_slice_mut::<f32, f64>(lengths.make_mut()));
+            threads.run(turn, |_, slot| {
+                let image = begin + slot;
+                // SAFETY: each image has its own.
+                let (mean, order, lengths) = unsafe {
+                    let lengths = all_lengths.part(slot * count, count);
+                    (means.part(slot * n, n), orders.part(slot * count, count), lengths)
+                };
+                mean_over_heads(&scores[image * heads * n..(image + 1) * heads * n], mean);
+                job.put_in_order(mean, order);
+                job.measure(image_rows(image), order, lengths);
+            });
+            let orders = bytemuck::cast_slice::<f32, u32>(&order);
+            let all_lengths = bytemuck::cast_slice::<f32, f64>(&lengths);
+            let similarities = Shared::of(similarity.make_mut());
+            let all_nearest = Shared::of(bytemuck::cast_slice_mut::<f32, u32>(nearest.make_mut()));
+            let all_squares = Shared::of(bytemuck::cast_slice_mut::<f32, f64>(squares.make_mut()));
+            let all_products = Shared::of(bytemuck::cast_slice_mut::<f32, f64>(products.make_mut()));
+            let proposing = job.sources.count.div_ceil(TASK_ROWS);
+            let tasks = proposing + side.div_ceil(TASK_ROWS);
+            threads.run(turn * tasks, |thread, task| {
+                let (slot, task) = (task / tasks, task % tasks);
+                let rows = image_rows(begin + slot);
+                let order = &orders[slot * count..(slot + 1) * count];
+                if task < proposing {
+                    let first = task * TASK_ROWS;
+                    let some = TASK_ROWS.min(job.sources.count - first);
+                    let at = slot * job.sources.count + first;
+                    // SAFETY: each task has sources of its own, each thread a part of the scratch.
+                    let (products, similarity, nearest) = unsafe {
+                        let products = all_products.part(thread * TASK_ROWS * columns, some * columns);
+                        (products, similarities.part(at, some), all_nearest.part(at, some))
+                    };
+                    let lengths = &all_lengths[slot * count..(slot + 1) * count];
+                    job.propose(rows, order, lengths, first, products, (similarity, nearest));
+                } else {
+                    let first = (task - proposing) * TASK_ROWS;
+                    let some = TASK_ROWS.min(side - first);
+                    // SAFETY: each task has rows of its own.
+                    let squares = unsafe { all_squares.part((slot * side + first) * side, some * side) };
+                    job.distances(rows, order, first, squares);
+                }
+            });
+            let similarities = &similarity[..];
+            let all_nearest = bytemuck::cast_slice::<f32, u32>(&nearest);
+            let all_squares = Shared::of(bytemuck::cast_slice_mut::<f32, f64>(squares.make_mut()));
+            let scratches = Shared::of(scratch.make_mut());
+            threads.run(turn, |thread, slot| {
+                let sources = slot * job.sources.count..(slot + 1) * job.sources.count;
+                let found = Found {
+                    order: &orders[slot * count..(slot + 1) * count],
+                    similarity: &similarities[sources.clone()],
+                    nearest: &all_nearest[sources],
+                };
+                // SAFETY: each image has its own, each thread a part of the scratch.
+                let (image, squares, scratch) = unsafe {
+                    let squares = all_squares.part(slot * side * side, side * side);
+                    (images.part(begin + slot), squares, scratches.part(thread * room.total(), room.total()))
+                };
+                let mean = &mean[slot * n..(slot + 1) * n];
+                if joins {
+                    job.join(&found, room.work(scratch), mean, image);
+                } else {
+                    job.form_clusters(&found, squares, room.work(scratch), mean, image);
+                }
+            });
+        }
+    });
+    Ok(plan)
+}
+
+/// Places in the order of tokens: `first`, `first + step`, and so on.
+#[derive(Clone, Copy)]
+struct Every {
+    first: usize,
+    step: usize,
+    count: usize,
+}
+
+impl Every {
+    /// Some of these places from number `begin` on.
+    fn some(self, tokens: &[u32], begin: usize, count: usize) -> Places<'_> {
+        Places { tokens, first: self.first + begin * self.step, step: self.step, count }
+    }
+
+    fn place(self, number: usize) -> usize {
+        self.first + number * self.step
+    }
+}
+
+/// The numbers of a decoupling. An image's tokens that are not special have places: the attentive ones by rank, then the others
+/// in order of index.
+struct Job {
+    kernels: Kernels,
+    width: usize,
+    special: usize,
+    /// Attentive tokens.
+    keep: usize,
+    /// Those who look for the nearest among the destinations.
+    sources: Every,
+    destinations: Every,
+    /// Of them, how many merge into it; all of them where tokens join.
+    pairs: usize,
+    centres: usize,
+    /// How many nearest ones make the density; 0 for all.
+    neighbours: usize,
+}
+
+/// What is known of an image before its groups are.
+struct Found<'a> {
+    /// Tokens by place.
+    order: &'a [u32],
+    /// How similar the nearest destination of each source is.
+    similarity: &'a [f32],
+    /// Its number among the destinations.
+    nearest: &'a [u32],
+}
+
+/// Sizes of the parts of a thread's scratch.
+#[derive(Clone, Copy)]
+struct Room {
+    n: usize,
+    side: usize,
+}
+
+/// A thread's scratch.
+struct Work<'a> {
+    /// (side): the distances of one token.
+    near: &'a mut [f64],
+    /// (N) each.
+    density: &'a mut [f32],
+    gamma: &'a mut [f32],
+    ranked: &'a mut [u32],
+    group_of: &'a mut [u32],
+    /// The group of each attentive token, by rank.
+    group_of_rank: &'a mut [u32],
+}
+
+impl Room {
+    fn of(n: usize, side: usize) -> Self {
+        Self { n, side }
+    }
+
+    fn total(self) -> usize {
+        (2 * self.side + 5 * self.n).next_multiple_of(super::pool::LINE)
+    }
+
+    fn work(self, scratch: &mut [f32]) -> Work<'_> {
+        let (near, rest) = scratch.split_at_mut(2 * self.side);
+        let (density, rest) = rest.split_at_mut(self.n);
+        let (gamma, rest) = rest.split_at_mut(self.n);
+        let (ranked, rest) = bytemuck::cast_slice_mut::<f32, u32>(rest).split_at_mut(self.n);
+        let (group_of, rest) = rest.split_at_mut(self.n);
+        let near = bytemuck::cast_slice_mut(near);
+        Work { near, density, gamma, ranked, group_of, group_of_rank: &mut rest[..self.n] }
+    }
+}
+
+impl Job {
+    /// The tokens by place.
+    fn put_in_order(&self, mean: &[f32], order: &mut [u32]) {
+        order.iter_mut().zip(self.special as u32..).for_each(|(order, token)| *order = token);
+        let before =
+            |&a: &u32, &b: &u32| precedes((mean[a as usize], a as usize), (mean[b as usize], b as usize));
+        // The others need not be in order of score.
+        if self.keep < order.len() {
+            order.select_nth_unstable_by(self.keep, before);
+        }
+        let (attentive, rest) = order.split_at_mut(self.keep);
+        attentive.sort_unstable_by(before);
+        rest.sort_unstable();
+    }
+
+    /// The lengths of those whose similarity will be asked for, by place.
+    fn measure(&self, rows: &[f32], order: &[u32], lengths: &mut [f64]) {
+        if self.sources.count == 0 {
+            return;
+        }
+        for every in [self.sources, self.destinations] {
+            for place in (0..every.count).map(|number| every.place(number)) {
+                let row = &rows[order[place] as usize * self.width..][..self.width];
+                lengths[place] = self.kernels.run(Dot(row, row)).sqrt().max(1e-12);
+            }
+        }
+    }
+
+    /// For some sources from number `first` on the destination of the highest cosine, and that cosine.
+    fn propose(
+        &self,
+        rows: &[f32],
+        order: &[u32],
+        lengths: &[f64],
+        first: usize,
+        products: &mut [f64],
+        (similarity, nearest): (&mut [f32], &mut [u32]),
+    ) {
+        let columns = self.destinations.count;
+        self.kernels.run(Pairs::<false> {
+            rows,
+            width: self.width,
+            from: self.sources.some(order, first, similarity.len()),
+            to: self.destinations.some(order, 0, columns),
+            out: products,
+            stride: columns,
+        });
+        let all = products.chunks_exact(columns).zip(similarity.iter_mut().zip(nearest)).enumerate();
+        for (at, (products, (best, nearest))) in all {
+            let length = lengths[self.sources.place(first + at)];
+            (*best, *nearest) = (f32::NAN, 0);
+            for (number, &product) in products.iter().enumerate() {
+                let cosine = (product / (length * lengths[self.destinations.place(number)])) as f32;
+                // The first of equals; a number before what is none.
+                if cosine > *best || (best.is_nan() && !cosine.is_nan()) {
+                    (*best, *nearest) = (cosine, number as u32);
+                }
+            }
+        }
+    }
+
+    /// Squares of the distances of some inattentive tokens from number `first` on to those from `first` on.
+    fn distances(&self, rows: &[f32], order: &[u32], first: usize, squares: &mut [f64]) {
+        let side = order.len() - self.keep;
+        let rest = Every { first: self.keep, step: 1, count: side };
+        self.kernels.run(Pairs::<true> {
+            rows,
+            width: self.width,
+            from: rest.some(order, first, squares.len() / side),
+            to: rest.some(order, first, side - first),
+            out: &mut squares[first..],
+            stride: side,
+        });
+    }
+
+    /// The plan of an image whose inattentive tokens join the attentive ones.
+    fn join(&self, found: &Found<'_>, work: Work<'_>, mean: &[f32], mut image: Image<'_>) {
+        let group_of = work.group_of;
+        let groups = self.special as u32..;
+        group_of[..self.special].iter_mut().zip(0..).for_each(|(group, token)| *group = token);
+        let (attentive, rest) = found.order.split_at(self.keep);
+        attentive.iter().zip(groups.clone()).for_each(|(&token, group)| group_of[token as usize] = group);
+        for (&token, &rank) in rest.iter().zip(found.nearest) {
+            group_of[token as usize] = groups.start + rank;
+        }
+        image.fill(group_of, true, |token| mean[token]);
+    }
+
+    /// The plan of an image whose attentive tokens pair up and whose others form clusters.
+    fn form_clusters(
+        &self,
+        found: &Found<'_>,
+        squares: &mut [f64],
+        mut work: Work<'_>,
+        mean: &[f32],
+        mut image: Image<'_>,
+    ) {
+        let (attentive, rest) = found.order.split_at(self.keep);
+        work.group_of[..self.special].iter_mut().zip(0..).for_each(|(group, token)| *group = token);
+        let proposals = &mut work.ranked[..found.similarity.len()];
+        by_precedence(proposals, found.similarity);
+        let accepted = &proposals[..self.pairs];
+        // First those that leave, then numbers for those that stay, then the numbers of those that left.
+        const LEAVES: u32 = u32::MAX;
+        let groups = &mut work.group_of_rank[..self.keep];
+        groups.fill(0);
+        for &source in accepted {
+            groups[self.sources.place(source as usize)] = LEAVES;
+        }
+        let mut next = self.special as u32;
+        for group in groups.iter_mut().filter(|group| **group != LEAVES) {
+            *group = next;
+            next += 1;
+        }
+        for &source in accepted {
+            let destination = self.destinations.place(found.nearest[source as usize] as usize);
+            groups[self.sources.place(source as usize)] = groups[destination];
+        }
+        for (&token, &group) in attentive.iter().zip(&*groups) {
+            work.group_of[token as usize] = group;
+        }
+        if self.centres == 0 {
+            // Nobody's members.
+            rest.iter().for_each(|&token| work.group_of[token as usize] = next);
+        } else {
+            self.assign(rest, squares, &mut work, next);
+        }
+        image.fill(work.group_of, true, |token| mean[token]);
+    }
+
+    /// Density-peak clustering of the inattentive tokens; the clusters are groups from `first` on.
+    fn assign(&self, rest: &[u32], squares: &mut [f64], work: &mut Work<'_>, first: u32) {
+        let side = rest.len();
+        let width = self.width as f64;
+        for i in 0..side {
+            for j in i..side {
+                let square = squares[i * side + j];
+                // What is no number is infinitely far.
+                let square = if square.is_nan() { f64::INFINITY } else { square / width };
+                squares[i * side + j] = square;
+                squares[j * side + i] = square;
+            }
+        }
+        let (density, gamma) = (&mut work.density[..side], &mut work.gamma[..side]);
+        for (density, row) in density.iter_mut().zip(squares.chunks_exact(side)) {
+            let mut near = row;
+            if self.neighbours > 0 {
+                let count = self.neighbours.min(side);
+                work.near.copy_from_slice(row);
+                if count < side {
+                    work.near.select_nth_unstable_by(count, f64::total_cmp);
+                }
+                work.near[..count].sort_unstable_by(f64::total_cmp);
+                near = &work.near[..count];
+            }
+            *density = (-near.iter().sum::<f64>() / near.len() as f64).exp() as f32;
+        }
+        for ((gamma, row), &own) in gamma.iter_mut().zip(squares.chunks_exact(side)).zip(&*density) {
+            // Tokens infinitely far are nobody's neighbours, and nobody's farthest.
+            let (mut denser, mut farthest) = (f64::INFINITY, 0.0_f64);
+            for (&square, &other) in row.iter().zip(&*density).filter(|(square, _)| square.is_finite()) {
+                farthest = farthest.max(square);
+                if other > own {
+                    denser = denser.min(square);
+                }
+            }
+            let delta = if denser.is_finite() { denser } else { farthest };
+            *gamma = own * delta.sqrt() as f32;
+        }
+        let centres = &mut work.ranked[..side];
+        by_precedence(centres, gamma);
+        let centres = &centres[..self.centres];
+        for (&token, row) in rest.iter().zip(squares.chunks_exact(side)) {
+            let (mut nearest, mut least) = (0, f64::INFINITY);
+            for (cluster, &centre) in centres.iter().enumerate() {
+                // The first of equals.
+                if row[centre as usize] < least {
+                    (nearest, least) = (cluster, row[centre as usize]);
+                }
+            }
+            work.group_of[token as usize] = first + nearest as u32;
+        }
+        // A centre is its own, whoever lies as near.
+        for (&centre, cluster) in centres.iter().zip(first..) {
+            work.group_of[rest[centre as usize] as usize] = cluster;
+        }
+    }
+}
+
+/// `order` becomes the indices of some scores in order of precedence.
+fn by_precedence(order: &mut [u32], scores: &[f32]) {
+    order.iter_mut().zip(0..).for_each(|(order, index)| *order = index);
+    order.sort_unstable_by(|&a, &b| {
+        precedes((scores[a as usize], a as usize), (scores[b as usize], b as usize))
+    });
+}

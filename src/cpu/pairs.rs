@@ -1,0 +1,172 @@
+//! Products and distances of pairs of rows, in `f64`: decisions that hang on them then are those of the
+//! [reference](crate::reference), where sums in `f32` would turn many a close one. A few tens of thousands of pairs an image are
+//! less than a hundredth of what a block of a transformer computes.
+
+use super::simd::{Kernel, Simd};
+
+/// Rows of a tile, on either side.
+const ROWS: usize = 4;
+const COLUMNS: usize = 2;
+
+/// Some tokens out of a list: those at the places `first`, `first + step`, and so on.
+#[derive(Clone, Copy)]
+pub(super) struct Places<'a> {
+    pub(super) tokens: &'a [u32],
+    pub(super) first: usize,
+    pub(super) step: usize,
+    pub(super) count: usize,
+}
+
+impl Places<'_> {
+    pub(super) fn at(&self, index: usize) -> usize {
+        self.tokens[self.first + index * self.step] as usize
+    }
+}
+
+/// The product of each row with each other, or the square of their distance.
+pub(super) struct Pairs<'a, const DISTANCE: bool> {
+    /// Rows of `width` values, one for each token.
+    pub(super) rows: &'a [f32],
+    pub(super) width: usize,
+    pub(super) from: Places<'a>,
+    pub(super) to: Places<'a>,
+    /// A row of `stride` values for each of `from`, the first of which are written.
+    pub(super) out: &'a mut [f64],
+    pub(super) stride: usize,
+}
+
+impl<const DISTANCE: bool> Kernel for Pairs<'_, DISTANCE> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { rows, width, from, to, out, stride } = self;
+        if from.count == 0 || to.count == 0 {
+            return;
+        }
+        assert!(to.count <= stride && (from.count - 1) * stride + to.count <= out.len());
+        let row = |token: usize| &rows[token * width..][..width];
+        for first in (0..from.count).step_by(ROWS) {
+            let a: [&[f32]; ROWS] = std::array::from_fn(|i| row(from.at((first + i).min(from.count - 1))));
+            for column in (0..to.count).step_by(COLUMNS) {
+                let b: [&[f32]; COLUMNS] =
+                    std::array::from_fn(|j| row(to.at((column + j).min(to.count - 1))));
+                let sums = tile::<S, DISTANCE>(s, a, b);
+                for (i, sums) in sums.into_iter().enumerate().take(from.count - first) {
+                    for (j, sum) in sums.into_iter().enumerate().take(to.count - column) {
+                        out[(first + i) * stride + column + j] = s.wide_sum(sum);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The sums of a tile. The same bits for a pair wherever it stands, and whichever of the two comes first.
+#[inline(always)]
+fn tile<S: Simd, const DISTANCE: bool>(
+    s: S,
+    a: [&[f32]; ROWS],
+    b: [&[f32]; COLUMNS],
+) -> [[S::Wide; COLUMNS]; ROWS] {
+    let width = a[0].len();
+    assert!(a.iter().chain(&b).all(|row| row.len() == width));
+    let half = S::LANES / 2;
+    let whole = width / half * half;
+    let mut sums = [[s.wide_zero(); COLUMNS]; ROWS];
+    // SAFETY: half a register's values from each place up to `whole` lie in each row.
+    unsafe {
+        for at in (0..whole).step_by(half) {
+            let b = b.map(|row| s.widen(row.as_ptr().add(at)));
+            for (sums, row) in sums.iter_mut().zip(&a) {
+                let a = s.widen(row.as_ptr().add(at));
+                for (sum, b) in sums.iter_mut().zip(b) {
+                    *sum = more::<S, DISTANCE>(s, a, b, *sum);
+                }
+            }
+        }
+    }
+    if whole < width {
+        // Zeros fill up: they add nothing to either kind of sum.
+        let filled = |row: &[f32]| {
+            let mut all = [0.0_f32; 8];
+            all[..width - whole].copy_from_slice(&row[whole..]);
+            all
+        };
+        let (a, b) = (a.map(filled), b.map(filled));
+        for (sums, a) in sums.iter_mut().zip(&a) {
+            for (sum, b) in sums.iter_mut().zip(&b) {
+                // SAFETY: half a register has at most 8 values.
+                *sum = unsafe { more::<S, DISTANCE>(s, s.widen(a.as_ptr()), s.widen(b.as_ptr()), *sum) };
+            }
+        }
+    }
+    sums
+}
+
+#[inline(always)]
+fn more<S: Simd, const DISTANCE: bool>(s: S, a: S::Wide, b: S::Wide, sum: S::Wide) -> S::Wide {
+    if DISTANCE {
+        let difference = s.wide_sub(a, b);
+        s.wide_fma(difference, difference, sum)
+    } else {
+        s.wide_fma(a, b, sum)
+    }
+}
+
+/// The product of two rows.
+pub(super) struct Dot<'a>(pub(super) &'a [f32], pub(super) &'a [f32]);
+
+impl Kernel for Dot<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f64 {
+        let Self(a, b) = self;
+        assert_eq!(a.len(), b.len());
+        let half = S::LANES / 2;
+        let (a_chunks, b_chunks) = (a.chunks_exact(half), b.chunks_exact(half));
+        let (a_tail, b_tail) = (a_chunks.remainder(), b_chunks.remainder());
+        let mut sums = [s.wide_zero(); 4];
+        for (i, (a, b)) in a_chunks.zip(b_chunks).enumerate() {
+            // SAFETY: chunks of half a register's values.
+            sums[i % 4] = unsafe { s.wide_fma(s.widen(a.as_ptr()), s.widen(b.as_ptr()), sums[i % 4]) };
+        }
+        let tail: f64 = a_tail.iter().zip(b_tail).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
+        sums.into_iter().map(|sum| s.wide_sum(sum)).sum::<f64>() + tail
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::simd::Instructions, *};
+
+    #[test]
+    fn pairs_are_what_they_say() {
+        for kernels in Instructions::ALL.into_iter().filter_map(|instructions| instructions.checked().ok()) {
+            for width in [1, 3, 4, 8, 13, 16, 33] {
+                let values: Vec<f32> = (0..9 * width).map(|i| (i as f32 * 0.37).sin()).collect();
+                let row = |token: u32| &values[token as usize * width..][..width];
+                let tokens = [5, 0, 7, 2, 8, 1, 3];
+                let from = Places { tokens: &tokens, first: 1, step: 2, count: 3 };
+                let to = Places { tokens: &tokens, first: 0, step: 1, count: 7 };
+                let mut products = [7.0; 3 * 8];
+                let (rows, stride) = (&values[..], 8);
+                kernels.run(Pairs::<false> { rows, width, from, to, out: &mut products, stride });
+                let mut distances = [7.0; 3 * 8];
+                kernels.run(Pairs::<true> { rows, width, from, to, out: &mut distances, stride });
+                for (i, a) in [0, 2, 1].into_iter().enumerate() {
+                    for (j, &b) in tokens.iter().enumerate() {
+                        let pairs = || row(a).iter().zip(row(b)).map(|(&a, &b)| (f64::from(a), f64::from(b)));
+                        let product: f64 = pairs().map(|(a, b)| a * b).sum();
+                        let distance: f64 = pairs().map(|(a, b)| (a - b) * (a - b)).sum();
+                        assert!((products[i * 8 + j] - product).abs() < 1e-13, "{width} {i} {j}");
+                        assert!((distances[i * 8 + j] - distance).abs() < 1e-13, "{width} {i} {j}");
+                        assert!((kernels.run(Dot(row(a), row(b))) - product).abs() < 1e-13);
+                    }
+                    assert_eq!((products[i * 8 + 7], distances[i * 8 + 7]), (7.0, 7.0), "beyond the row");
+                }
+            }
+        }
+    }
+}
