@@ -9,13 +9,12 @@ use super::{
     pack::Shared,
     pairs::{Dot, Pairs, Places},
     plan::{Image, written},
-    select::mean_over_heads,
+    select::{before, best_first, mean_over_heads},
     simd::Kernels,
 };
 use crate::{
     Error, Result,
     backend::{Cluster, Inattentive},
-    reference::matching::precedes,
 };
 
 const OP: &str = "cluster";
@@ -252,14 +251,9 @@ impl Job {
     /// The tokens by place.
     fn put_in_order(&self, mean: &[f32], order: &mut [u32]) {
         order.iter_mut().zip(self.special as u32..).for_each(|(order, token)| *order = token);
-        let before =
-            |&a: &u32, &b: &u32| precedes((mean[a as usize], a as usize), (mean[b as usize], b as usize));
-        // The others need not be in order of score.
-        if self.keep < order.len() {
-            order.select_nth_unstable_by(self.keep, before);
-        }
+        best_first(order, self.keep, mean);
         let (attentive, rest) = order.split_at_mut(self.keep);
-        attentive.sort_unstable_by(before);
+        attentive.sort_unstable_by(before(mean));
         rest.sort_unstable();
     }
 
@@ -440,7 +434,5 @@ impl Job {
 /// `order` becomes the indices of some scores in order of precedence.
 fn by_precedence(order: &mut [u32], scores: &[f32]) {
     order.iter_mut().zip(0..).for_each(|(order, index)| *order = index);
-    order.sort_unstable_by(|&a, &b| {
-        precedes((scores[a as usize], a as usize), (scores[b as usize], b as usize))
-    });
+    order.sort_unstable_by(before(scores));
 }

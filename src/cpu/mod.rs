@@ -25,15 +25,19 @@ mod norm;
 mod pack;
 mod pairs;
 mod patch;
+mod performer;
 mod plan;
 mod pool;
+mod predictor;
 mod readout;
+mod score;
 mod select;
 mod simd;
 mod stem;
 mod tensor;
 mod threads;
 mod timing;
+mod windows;
 
 use std::sync::{Arc, OnceLock};
 

@@ -125,15 +125,25 @@ impl Kernel for Dot<'_> {
         let Self(a, b) = self;
         assert_eq!(a.len(), b.len());
         let half = S::LANES / 2;
-        let (a_chunks, b_chunks) = (a.chunks_exact(half), b.chunks_exact(half));
-        let (a_tail, b_tail) = (a_chunks.remainder(), b_chunks.remainder());
+        let whole = a.len() / half * half;
         let mut sums = [s.wide_zero(); 4];
-        for (i, (a, b)) in a_chunks.zip(b_chunks).enumerate() {
-            // SAFETY: chunks of half a register's values.
-            sums[i % 4] = unsafe { s.wide_fma(s.widen(a.as_ptr()), s.widen(b.as_ptr()), sums[i % 4]) };
+        let mut at = 0;
+        // SAFETY: half a register's values from each place below `whole` lie in both.
+        unsafe {
+            while at + 4 * half <= whole {
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    let at = at + i * half;
+                    *sum = s.wide_fma(s.widen(a.as_ptr().add(at)), s.widen(b.as_ptr().add(at)), *sum);
+                }
+                at += 4 * half;
+            }
+            while at < whole {
+                sums[0] = s.wide_fma(s.widen(a.as_ptr().add(at)), s.widen(b.as_ptr().add(at)), sums[0]);
+                at += half;
+            }
         }
-        let tail: f64 = a_tail.iter().zip(b_tail).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
-        sums.into_iter().map(|sum| s.wide_sum(sum)).sum::<f64>() + tail
+        let tail = a[whole..].iter().zip(&b[whole..]).map(|(&a, &b)| f64::from(a) * f64::from(b));
+        sums.into_iter().map(|sum| s.wide_sum(sum)).sum::<f64>() + tail.sum::<f64>()
     }
 }
 

@@ -14,6 +14,9 @@ pub(super) enum Kind {
     Matching,
     Select,
     Cluster,
+    Scores,
+    Windows,
+    Performer,
     Merge,
     Patches,
     Convolution,
@@ -23,13 +26,16 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    const NAMES: [&str; 12] = [
+    const NAMES: [&str; 15] = [
         "linear",
         "attention",
         "norm",
         "matching",
         "select",
         "cluster",
+        "scores",
+        "windows",
+        "performer",
         "merge",
         "patches",
         "convolution",
