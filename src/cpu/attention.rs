@@ -64,6 +64,10 @@ impl Extents {
     }
 }
 
+/// Values of maps that are kept for [`attention_of_map`] at most, in all images: more would be fetched from further away than it
+/// takes to compute them again.
+const KEPT_VALUES: usize = 4 << 20;
+
 /// What is made of the map.
 enum Values<'a> {
     /// Nothing but scores.
@@ -83,7 +87,7 @@ pub(super) fn attention(
     let e = Extents::new("attention", qkv, 3)?;
     let shape = [e.batch, e.tokens, e.width];
     let mut out = context.pool.take(addressable("attention", shape)?);
-    let scores = run(context, qkv, e, request, &Values::Packed, out.make_mut());
+    let scores = run(context, qkv, e, request, &Values::Packed, out.make_mut(), None);
     Ok((Tensor::pooled(shape, out), scores))
 }
 
@@ -94,7 +98,25 @@ pub(super) fn attention_scores(
     request: ScoreRequest,
 ) -> Result<Scores<Tensor>> {
     let e = Extents::new("attention_scores", qk, 2)?;
-    Ok(run(context, qk, e, request, &Values::None, &mut []))
+    Ok(run(context, qk, e, request, &Values::None, &mut [], None))
+}
+
+/// [`Backend::attention_scores_and_map`](crate::backend::Backend::attention_scores_and_map). A row of the map is as long as whole
+/// panels; what is behind the last token is 0 in the last vector and anything behind that.
+pub(super) fn attention_scores_and_map(
+    context: &Context,
+    qk: &Heads<'_, Tensor>,
+    request: ScoreRequest,
+) -> Result<(Scores<Tensor>, Option<Tensor>)> {
+    let e = Extents::new("attention_scores", qk, 2)?;
+    let shape = [e.batch, e.heads, e.tokens, e.row()];
+    let len = shape.iter().try_fold(1_usize, |len, &extent| len.checked_mul(extent));
+    let Some(len) = len.filter(|&len| len <= KEPT_VALUES) else {
+        return Ok((run(context, qk, e, request, &Values::None, &mut [], None), None));
+    };
+    let mut map = context.pool.take(len);
+    let scores = run(context, qk, e, request, &Values::None, &mut [], Some(map.make_mut()));
+    Ok((scores, Some(Tensor::pooled(shape, map))))
 }
 
 /// [`Backend::attention_reduced`](crate::backend::Backend::attention_reduced) with weighted pooling: the product comes first,
@@ -105,16 +127,26 @@ pub(super) fn attention_grouped(
     values: &Tensor,
     plan: &Plan,
 ) -> Result<Tensor> {
-    const OP: &str = "attention_reduced";
-    let e = Extents::new(OP, qk, 2)?;
+    let e = reduced_extents(qk, values, plan)?;
+    let shape = [e.batch, e.tokens, e.width];
+    let mut out = context.pool.take(addressable(REDUCED, shape)?);
+    let values = values.view();
+    run(context, qk, e, ScoreRequest::default(), &Values::Groups(&values, plan), out.make_mut(), None);
+    super::merge::pool_tokens(context, &Tensor::pooled(shape, out), plan)
+}
+
+const REDUCED: &str = "attention_reduced";
+
+fn reduced_extents(qk: &Heads<'_, Tensor>, values: &Tensor, plan: &Plan) -> Result<Extents> {
+    let e = Extents::new(REDUCED, qk, 2)?;
     let m = plan.tokens_out();
     if m == 0 {
-        return Err(Error::argument(OP, "the plan leaves no token to attend to"));
+        return Err(Error::argument(REDUCED, "the plan leaves no token to attend to"));
     }
-    expect_shape(OP, "values", values, &[e.batch, m, e.width])?;
+    expect_shape(REDUCED, "values", values, &[e.batch, m, e.width])?;
     if (plan.batch(), plan.tokens_in()) != (e.batch, e.tokens) {
         return Err(Error::argument(
-            OP,
+            REDUCED,
             format!(
                 "the plan takes {} images of {} tokens, not {} of {}",
                 plan.batch(),
@@ -124,14 +156,98 @@ pub(super) fn attention_grouped(
             ),
         ));
     }
-    let shape = [e.batch, e.tokens, e.width];
-    let mut out = context.pool.take(addressable(OP, shape)?);
-    let values = values.view();
-    run(context, qk, e, ScoreRequest::default(), &Values::Groups(&values, plan), out.make_mut());
-    super::merge::pool_tokens(context, &Tensor::pooled(shape, out), plan)
+    Ok(e)
 }
 
-/// All heads of all images: scores, and contexts into `out` (B, N, H·D) unless there are no values.
+/// [`Backend::attention_reduced_of`](crate::backend::Backend::attention_reduced_of) with weighted pooling: rows of the kept map are
+/// pooled as tokens are, then multiplied by the groups' values.
+pub(super) fn attention_of_map(
+    context: &Context,
+    map: &Tensor,
+    qk: &Heads<'_, Tensor>,
+    values: &Tensor,
+    plan: &Plan,
+) -> Result<Tensor> {
+    let e = reduced_extents(qk, values, plan)?;
+    let (n, row, m) = (e.tokens, e.row(), plan.tokens_out());
+    expect_shape(REDUCED, "map", map, &[e.batch, e.heads, n, row])?;
+    let Context { kernels, threads, pool, .. } = context;
+    let shape = [e.batch, m, e.width];
+    let mut out = pool.take(addressable(REDUCED, shape)?);
+    let (map, values) = (map.view(), values.view());
+    let most = kernels.tile_rows() * BLOCKS;
+    let count = e.batch * e.heads;
+    // Rows are independent of each other, so these may depend on the number of threads.
+    let runs = (TASKS * threads.count()).div_ceil(count).min(m.div_ceil(most));
+    let (value_values, block) = (panel_values(n, e.head_dim), block_values(TILE_ROWS, n));
+    let mut scratch = pool.take(threads.count() * (value_values + block));
+    let (scratches, shared) = (Shared::of(scratch.make_mut()), Shared::of(out.make_mut()));
+    threads.run(count * runs, |thread, task| {
+        let (index, run) = (task / runs, task % runs);
+        let (image, head) = (index / e.heads, index % e.heads);
+        // SAFETY: each thread has a part of the scratch.
+        let scratch = unsafe { scratches.part(thread * (value_values + block), value_values + block) };
+        let (panels, blocks) = scratch.split_at_mut(value_values);
+        pack_values(e, &[], image, head, &Values::Groups(&values, plan), panels);
+        let (start, end) = (m * run / runs, m * (run + 1) / runs);
+        let tiles = (end - start).div_ceil(most);
+        for tile in 0..tiles {
+            let first = start + (end - start) * tile / tiles;
+            let last = start + (end - start) * (tile + 1) / tiles;
+            let rows = &map[index * n * row..(index + 1) * n * row];
+            let tokens = first..last;
+            kernels.run(PoolRows { rows, row, tokens, plan, image, to: blocks });
+            let at = (image * m + first) * e.width + head * e.head_dim;
+            // SAFETY: each task has rows of a head of its own.
+            let out = unsafe { Out::part(&shared, at, e.width) };
+            let a = Blocks { data: blocks, count: last - first, depth: n };
+            let b = Panels { data: panels, depth: n, columns: e.head_dim };
+            kernels.run(Product { a, b, columns: 0..e.head_dim, out, finish: Finish::default() });
+        }
+    });
+    Ok(Tensor::pooled(shape, out))
+}
+
+/// Weighted sums of a map's rows, one for each of some reduced tokens, in blocks of rows.
+struct PoolRows<'a> {
+    /// (N, row).
+    rows: &'a [f32],
+    row: usize,
+    tokens: std::ops::Range<usize>,
+    plan: &'a Plan,
+    image: usize,
+    /// As [`Blocks`].
+    to: &'a mut [f32],
+}
+
+impl Kernel for PoolRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { rows, row, tokens, plan, image, to } = self;
+        let n = plan.tokens_in();
+        let (used, padded) = (n.next_multiple_of(S::LANES), n.next_multiple_of(LINE));
+        for block in cut::<S>(tokens.len()) {
+            let to = &mut to[block.start * padded..block.end * padded];
+            for (i, token) in block.clone().enumerate() {
+                let (members, weights) = plan.group(image, tokens.start + token);
+                let place = |at: usize| (at / LINE * block.len() + i) * LINE + at % LINE;
+                for at in (0..used).step_by(S::LANES) {
+                    let mut sum = s.splat(0.0);
+                    for (&member, &weight) in members.iter().zip(weights) {
+                        let from = &rows[member as usize * row + at..];
+                        sum = s.fma(s.load(from), s.splat(weight), sum);
+                    }
+                    s.store(&mut to[place(at)..], sum);
+                }
+            }
+        }
+    }
+}
+
+/// All heads of all images: scores, contexts into `out` (B, N, H·D) unless there are no values, and the softmax rows into `kept`
+/// (B, H, N, row) if somebody wants them.
 fn run(
     context: &Context,
     heads: &Heads<'_, Tensor>,
@@ -139,6 +255,7 @@ fn run(
     request: ScoreRequest,
     values: &Values<'_>,
     out: &mut [f32],
+    kept: Option<&mut [f32]>,
 ) -> Scores<Tensor> {
     let pool = &context.pool;
     let (n, row, runs, count) = (e.tokens, e.row(), e.runs(), e.batch * e.heads);
@@ -156,6 +273,7 @@ fn run(
     let scratch_len = key_values + value_values + query_values + 2 * TILE_ROWS * row;
     let mut scratch = pool.take(context.threads.count() * scratch_len);
     let (scratches, out) = (Shared::of(scratch.make_mut()), Shared::of(out));
+    let kept = kept.map(Shared::of);
     context.threads.run(count * runs, |thread, task| {
         let (index, run) = (task / runs, task % runs);
         let (image, head) = (index / e.heads, index % e.heads);
@@ -196,7 +314,11 @@ fn run(
             let queries = &image_rows[first * e.stride + head * e.head_dim..];
             let queries = Rows { data: queries, count: last - first, stride: e.stride };
             let queries = pack_blocks(context.kernels, queries, e.head_dim, blocks);
-            let inverse = map.rows(queries, first == 0);
+            let kept = kept.as_ref().map(|kept| {
+                // SAFETY: each task has queries of a head of its own.
+                unsafe { kept.part((index * n + first) * row, (last - first) * row) }
+            });
+            let inverse = map.rows(queries, first == 0, kept);
             if with_values {
                 let panels = Panels { data: value_panels, depth: n, columns: e.head_dim };
                 let at = (image * n + first) * e.width + head * e.head_dim;
@@ -297,8 +419,8 @@ struct Map<'a> {
 
 impl Map<'_> {
     /// Makes the exponentials of the scores of some queries, the class token's first if `class`; returns what makes softmax
-    /// rows of them.
-    fn rows(&mut self, queries: Blocks<'_>, class: bool) -> [f32; TILE_ROWS] {
+    /// rows of them, which go to `kept` (queries, row).
+    fn rows(&mut self, queries: Blocks<'_>, class: bool, kept: Option<&mut [f32]>) -> [f32; TILE_ROWS] {
         let (row, n) = (self.bias.len(), self.keys.columns);
         let kernels = self.context.kernels;
         kernels.run(Product {
@@ -317,6 +439,7 @@ impl Map<'_> {
             scale: self.scale,
             inverse: &mut inverse,
             received: self.received.as_deref_mut(),
+            kept,
         });
         if let (true, Some(scores)) = (class, &mut self.class) {
             // The first row's values lie as far apart as its block has rows.
@@ -352,6 +475,8 @@ struct Softmax<'a> {
     inverse: &'a mut [f32],
     /// The columns of the softmax are added here.
     received: Option<&'a mut [f32]>,
+    /// Its rows go here, as long as `bias`.
+    kept: Option<&'a mut [f32]>,
 }
 
 impl Kernel for Softmax<'_> {
@@ -359,7 +484,7 @@ impl Kernel for Softmax<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { scores, map, tokens, bias, scale, inverse, mut received } = self;
+        let Self { scores, map, tokens, bias, scale, inverse, mut received, mut kept } = self;
         let scale = s.splat(scale);
         // Whole vectors only: what is behind the last one is not looked at by anyone.
         let used = tokens.next_multiple_of(S::LANES);
@@ -396,6 +521,13 @@ impl Kernel for Softmax<'_> {
                     for (y, at) in received.chunks_exact_mut(S::LANES).zip((0..).step_by(S::LANES)) {
                         let y_new = s.fma(s.load(&map[place(at)..]), inverse, s.load(y));
                         s.store(y, y_new);
+                    }
+                }
+                if let Some(kept) = &mut kept {
+                    let inverse = s.splat(*inverse);
+                    let kept = &mut kept[row * length..][..used];
+                    for (y, at) in kept.chunks_exact_mut(S::LANES).zip((0..).step_by(S::LANES)) {
+                        s.store(y, s.mul(s.load(&map[place(at)..]), inverse));
                     }
                 }
             }

@@ -109,6 +109,30 @@ impl Backend for Cpu {
         self.timed(Kind::Attention, |context| attention::attention_scores(context, qk, scores))
     }
 
+    fn attention_scores_and_map(
+        &self,
+        qk: &Heads<'_, Tensor>,
+        scores: ScoreRequest,
+    ) -> Result<(Scores<Tensor>, Option<Tensor>)> {
+        self.timed(Kind::Attention, |context| attention::attention_scores_and_map(context, qk, scores))
+    }
+
+    fn attention_reduced_of(
+        &self,
+        map: Option<&Tensor>,
+        qk: &Heads<'_, Tensor>,
+        values: &Tensor,
+        plan: &Plan,
+        pooling: Pooling,
+    ) -> Result<Tensor> {
+        match map {
+            Some(map) if pooling == Pooling::Weighted => self.timed(Kind::Attention, |context| {
+                attention::attention_of_map(context, map, qk, values, plan)
+            }),
+            _ => self.attention_reduced(qk, values, plan, pooling),
+        }
+    }
+
     fn attention_reduced(
         &self,
         qk: &Heads<'_, Tensor>,
