@@ -14,24 +14,24 @@ use crate::{
 };
 
 /// Row blocks of a tile of the map.
-const BLOCKS: usize = 2;
+pub(super) const BLOCKS: usize = 2;
 /// Rows of a tile at most, for any instruction set.
-const TILE_ROWS: usize = 14 * BLOCKS;
+pub(super) const TILE_ROWS: usize = 14 * BLOCKS;
 /// Tasks there should be at least: few heads are cut into runs of queries. No function of the number of threads, because the
 /// sums of received attention depend on it.
 const TASKS: usize = 8;
 
 /// Checked extents of packed heads.
 #[derive(Clone, Copy)]
-struct Extents {
-    batch: usize,
-    tokens: usize,
+pub(super) struct Extents {
+    pub(super) batch: usize,
+    pub(super) tokens: usize,
     /// Values from one token to the next.
-    stride: usize,
+    pub(super) stride: usize,
     /// Width of one part: H·D.
-    width: usize,
-    heads: usize,
-    head_dim: usize,
+    pub(super) width: usize,
+    pub(super) heads: usize,
+    pub(super) head_dim: usize,
 }
 
 impl Extents {
@@ -53,8 +53,32 @@ impl Extents {
         Ok(Self { batch, tokens, stride, width, heads: heads.heads, head_dim: heads.head_dim })
     }
 
+    /// Those of queries and keys whose map is folded over a plan for the values of its groups.
+    pub(super) fn reduced(qk: &Heads<'_, Tensor>, values: &Tensor, plan: &Plan) -> Result<Self> {
+        const OP: &str = "attention_reduced";
+        let e = Self::new(OP, qk, 2)?;
+        let m = plan.tokens_out();
+        if m == 0 {
+            return Err(Error::argument(OP, "the plan leaves no token to attend to"));
+        }
+        expect_shape(OP, "values", values, &[e.batch, m, e.width])?;
+        if (plan.batch(), plan.tokens_in()) != (e.batch, e.tokens) {
+            return Err(Error::argument(
+                OP,
+                format!(
+                    "the plan takes {} images of {} tokens, not {} of {}",
+                    plan.batch(),
+                    plan.tokens_in(),
+                    e.batch,
+                    e.tokens
+                ),
+            ));
+        }
+        Ok(e)
+    }
+
     /// Tokens, rounded up to whole panels: the length of a row of the map.
-    fn row(&self) -> usize {
+    pub(super) fn row(&self) -> usize {
         self.tokens.next_multiple_of(PANEL)
     }
 
@@ -105,27 +129,9 @@ pub(super) fn attention_grouped(
     values: &Tensor,
     plan: &Plan,
 ) -> Result<Tensor> {
-    const OP: &str = "attention_reduced";
-    let e = Extents::new(OP, qk, 2)?;
-    let m = plan.tokens_out();
-    if m == 0 {
-        return Err(Error::argument(OP, "the plan leaves no token to attend to"));
-    }
-    expect_shape(OP, "values", values, &[e.batch, m, e.width])?;
-    if (plan.batch(), plan.tokens_in()) != (e.batch, e.tokens) {
-        return Err(Error::argument(
-            OP,
-            format!(
-                "the plan takes {} images of {} tokens, not {} of {}",
-                plan.batch(),
-                plan.tokens_in(),
-                e.batch,
-                e.tokens
-            ),
-        ));
-    }
+    let e = Extents::reduced(qk, values, plan)?;
     let shape = [e.batch, e.tokens, e.width];
-    let mut out = context.pool.take(addressable(OP, shape)?);
+    let mut out = context.pool.take(addressable("attention_reduced", shape)?);
     let values = values.view();
     run(context, qk, e, ScoreRequest::default(), &Values::Groups(&values, plan), out.make_mut());
     super::merge::pool_tokens(context, &Tensor::pooled(shape, out), plan)
@@ -226,7 +232,7 @@ fn run(
 }
 
 /// What is added to each key's scores, (B, row): the logarithm of its size, `-inf` behind the last token.
-fn biases(context: &Context, heads: &Heads<'_, Tensor>, e: Extents) -> super::pool::Buffer {
+pub(super) fn biases(context: &Context, heads: &Heads<'_, Tensor>, e: Extents) -> super::pool::Buffer {
     let row = e.row();
     let mut biases = context.pool.take(e.batch * row);
     let sizes = heads.sizes.map(Tensor::view);
@@ -247,7 +253,7 @@ fn biases(context: &Context, heads: &Heads<'_, Tensor>, e: Extents) -> super::po
     biases
 }
 
-fn pack_keys(context: &Context, e: Extents, image: &[f32], head: usize, to: &mut [f32]) {
+pub(super) fn pack_keys(context: &Context, e: Extents, image: &[f32], head: usize, to: &mut [f32]) {
     for (panel, to) in to.chunks_exact_mut(e.head_dim * PANEL).enumerate() {
         let (first, last) = (panel * PANEL, e.tokens.min((panel + 1) * PANEL));
         let from = first * e.stride + e.width + head * e.head_dim;
@@ -280,25 +286,25 @@ fn pack_values(e: Extents, rows: &[f32], image: usize, head: usize, values: &Val
 }
 
 /// The map of one head, a tile of rows at a time.
-struct Map<'a> {
-    context: &'a Context,
+pub(super) struct Map<'a> {
+    pub(super) context: &'a Context,
     /// (D, N).
-    keys: Panels<'a>,
+    pub(super) keys: Panels<'a>,
     /// A row: added to the scaled products.
-    bias: &'a [f32],
-    scale: f32,
-    class: Option<&'a mut [f32]>,
-    received: Option<&'a mut [f32]>,
+    pub(super) bias: &'a [f32],
+    pub(super) scale: f32,
+    pub(super) class: Option<&'a mut [f32]>,
+    pub(super) received: Option<&'a mut [f32]>,
     /// (queries, row).
-    scores: &'a mut [f32],
+    pub(super) scores: &'a mut [f32],
     /// Their exponentials, in blocks.
-    exponentials: &'a mut [f32],
+    pub(super) exponentials: &'a mut [f32],
 }
 
 impl Map<'_> {
     /// Makes the exponentials of the scores of some queries, the class token's first if `class`; returns what makes softmax
     /// rows of them.
-    fn rows(&mut self, queries: Blocks<'_>, class: bool) -> [f32; TILE_ROWS] {
+    pub(super) fn rows(&mut self, queries: Blocks<'_>, class: bool) -> [f32; TILE_ROWS] {
         let (row, n) = (self.bias.len(), self.keys.columns);
         let kernels = self.context.kernels;
         kernels.run(Product {

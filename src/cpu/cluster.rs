@@ -21,6 +21,8 @@ const OP: &str = "cluster";
 
 /// Rows of one task.
 const TASK_ROWS: usize = 8;
+/// Instead of a group, until those have numbers.
+const LEAVES: u32 = u32::MAX;
 
 /// (B, H, N, C) of tensors that fit each other.
 fn check(cluster: &Cluster<'_, Tensor>) -> Result<[usize; 4]> {
@@ -345,7 +347,6 @@ impl Job {
         by_precedence(proposals, found.similarity);
         let accepted = &proposals[..self.pairs];
         // First those that leave, then numbers for those that stay, then the numbers of those that left.
-        const LEAVES: u32 = u32::MAX;
         let groups = &mut work.group_of_rank[..self.keep];
         groups.fill(0);
         for &source in accepted {

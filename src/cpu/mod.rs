@@ -15,6 +15,7 @@ mod attention;
 mod backend;
 mod check;
 mod cluster;
+mod folded;
 mod frequency;
 mod gemm;
 mod grid;
