@@ -130,11 +130,18 @@ impl Job {
             for (row, total) in phi.chunks_exact_mut(some).zip(totals) {
                 *total = kernels.run(Features { row, less: Less::Each(&halves[..some]), scale });
             }
-            for (panel, to) in values.chunks_exact_mut(PANEL * most).enumerate() {
-                let (from, to) = (&rows[2 * width + panel * PANEL..], &mut to[..PANEL * some]);
+            let values = &mut values[..panel_values(some, width)];
+            for (panel, to) in values.chunks_exact_mut(PANEL * some).enumerate() {
+                let from = &rows[2 * width + panel * PANEL..];
                 PackRows { from, stride, width: PANEL.min(width - panel * PANEL), to }.run();
             }
-            self.times_values(phi, some, values, most, blocks, sums);
+            kernels.run(Product {
+                a: pack_blocks(kernels, Rows { data: phi, count, stride: some }, some, blocks),
+                b: Panels { data: values, depth: some, columns: width },
+                columns: 0..width,
+                out: Out::of(sums, width),
+                finish: Finish::default(),
+            });
         });
         let mut sums = context.pool.take(batch * each);
         for (sums, parts) in sums.make_mut().chunks_exact_mut(each).zip(parts.chunks_exact(tasks * each)) {
@@ -145,33 +152,6 @@ impl Job {
             }
         }
         sums
-    }
-
-    /// The features (m, `some`) times the values of as many tokens, whose panels have room for `most`.
-    fn times_values(
-        &self,
-        phi: &[f32],
-        some: usize,
-        values: &[f32],
-        most: usize,
-        blocks: &mut [f32],
-        sums: &mut [f32],
-    ) {
-        let Self { kernels, width, count, .. } = *self;
-        let rows = Rows { data: phi, count, stride: some };
-        let a = pack_blocks(kernels, rows, some, blocks);
-        for (panel, values) in values.chunks_exact(PANEL * most).enumerate() {
-            let columns = PANEL.min(width - panel * PANEL);
-            let out = Shared::of(&mut *sums);
-            kernels.run(Product {
-                a,
-                b: Panels { data: values, depth: some, columns },
-                columns: 0..columns,
-                // SAFETY: nobody else has the sums.
-                out: unsafe { Out::part(&out, panel * PANEL, width) },
-                finish: Finish::default(),
-            });
-        }
     }
 
     /// The features of queries times the sums, over the features times their sums.
