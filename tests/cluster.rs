@@ -39,7 +39,7 @@ impl Case {
 
     fn scores(&self) -> Tensor {
         let [batch, n, _] = self.shape;
-        let values = values(batch * self.heads * n, self.levels[1], self.seed ^ 77);
+        let values = values(batch * self.heads * n, self.levels[1], !self.seed);
         let values = values.into_iter().map(|x| x + 0.5).collect();
         Tensor::new(&[batch, self.heads, n], values).unwrap()
     }

@@ -30,11 +30,12 @@ fn params(config: &VitConfig) -> VitParams<Tensor> {
     VitParams { reducers: arch::random_reducers(config, own, 8), ..arch::random_params(config, 7) }
 }
 
-const SPECS: [&str; 15] = [
+const SPECS: [&str; 16] = [
     "none",
     "tome:r=3",
     "tome:r=2,proportional=false",
     "mctf:r=3",
+    "mctf:r=3,pool=max",
     "mctf:r=3,ahead=0,pool=max",
     "mctf:r=0.3,layers=1/2,ahead=2",
     "evit:keep=0.6",
@@ -98,7 +99,8 @@ fn every_method_gives_what_the_reference_gives() {
 fn any_number_of_threads_gives_the_same_bits() {
     let config = VitConfig { image: [112, 112], depth: 2, ..arch::config("deit_tiny").unwrap() };
     for instructions in all_instructions() {
-        let reductions = ["bat", "mstm", "dynamicvit:layers=0/1,keep=[0.6,0.3]", "svite:tokens=30"];
+        let reductions =
+            ["mctf:r=16,pool=max", "bat", "mstm", "dynamicvit:layers=0/1,keep=[0.6,0.3]", "svite:tokens=30"];
         for spec in ["none", "tome:r=13", "mctf:r=16", "evit:keep=0.5"].into_iter().chain(reductions) {
             let reduction: Reduction = spec.parse().unwrap();
             let one = run(Cpu::with(1, instructions).unwrap(), &config, 2, &reduction);

@@ -56,6 +56,7 @@ fn a_repeated_forward_pass_allocates_nothing() {
             "tome:r=2",
             "mctf:r=2",
             "mctf:r=2,ahead=0",
+            "mctf:r=2,pool=max",
             "evit:keep=0.6",
             "bat",
             "bat:keep=0.6,neighbours=3",

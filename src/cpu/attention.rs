@@ -14,24 +14,24 @@ use crate::{
 };
 
 /// Row blocks of a tile of the map.
-const BLOCKS: usize = 2;
+pub(super) const BLOCKS: usize = 2;
 /// Rows of a tile at most, for any instruction set.
-const TILE_ROWS: usize = 14 * BLOCKS;
+pub(super) const TILE_ROWS: usize = 14 * BLOCKS;
 /// Tasks there should be at least: few heads are cut into runs of queries. No function of the number of threads, because the
 /// sums of received attention depend on it.
-const TASKS: usize = 8;
+pub(super) const TASKS: usize = 8;
 
 /// Checked extents of packed heads.
 #[derive(Clone, Copy)]
-struct Extents {
-    batch: usize,
-    tokens: usize,
+pub(super) struct Extents {
+    pub(super) batch: usize,
+    pub(super) tokens: usize,
     /// Values from one token to the next.
-    stride: usize,
+    pub(super) stride: usize,
     /// Width of one part: H·D.
-    width: usize,
-    heads: usize,
-    head_dim: usize,
+    pub(super) width: usize,
+    pub(super) heads: usize,
+    pub(super) head_dim: usize,
 }
 
 impl Extents {
@@ -53,8 +53,32 @@ impl Extents {
         Ok(Self { batch, tokens, stride, width, heads: heads.heads, head_dim: heads.head_dim })
     }
 
+    /// Those of queries and keys whose map is folded over a plan for the values of its groups.
+    pub(super) fn reduced(qk: &Heads<'_, Tensor>, values: &Tensor, plan: &Plan) -> Result<Self> {
+        const OP: &str = "attention_reduced";
+        let e = Self::new(OP, qk, 2)?;
+        let m = plan.tokens_out();
+        if m == 0 {
+            return Err(Error::argument(OP, "the plan leaves no token to attend to"));
+        }
+        expect_shape(OP, "values", values, &[e.batch, m, e.width])?;
+        if (plan.batch(), plan.tokens_in()) != (e.batch, e.tokens) {
+            return Err(Error::argument(
+                OP,
+                format!(
+                    "the plan takes {} images of {} tokens, not {} of {}",
+                    plan.batch(),
+                    plan.tokens_in(),
+                    e.batch,
+                    e.tokens
+                ),
+            ));
+        }
+        Ok(e)
+    }
+
     /// Tokens, rounded up to whole panels: the length of a row of the map.
-    fn row(&self) -> usize {
+    pub(super) fn row(&self) -> usize {
         self.tokens.next_multiple_of(PANEL)
     }
 
@@ -69,7 +93,7 @@ impl Extents {
 const KEPT_VALUES: usize = 4 << 20;
 
 /// What is made of the map.
-enum Values<'a> {
+pub(super) enum Values<'a> {
     /// Nothing but scores.
     None,
     /// Values packed behind queries and keys.
@@ -127,123 +151,12 @@ pub(super) fn attention_grouped(
     values: &Tensor,
     plan: &Plan,
 ) -> Result<Tensor> {
-    let e = reduced_extents(qk, values, plan)?;
+    let e = Extents::reduced(qk, values, plan)?;
     let shape = [e.batch, e.tokens, e.width];
-    let mut out = context.pool.take(addressable(REDUCED, shape)?);
+    let mut out = context.pool.take(addressable("attention_reduced", shape)?);
     let values = values.view();
     run(context, qk, e, ScoreRequest::default(), &Values::Groups(&values, plan), out.make_mut(), None);
     super::merge::pool_tokens(context, &Tensor::pooled(shape, out), plan)
-}
-
-const REDUCED: &str = "attention_reduced";
-
-fn reduced_extents(qk: &Heads<'_, Tensor>, values: &Tensor, plan: &Plan) -> Result<Extents> {
-    let e = Extents::new(REDUCED, qk, 2)?;
-    let m = plan.tokens_out();
-    if m == 0 {
-        return Err(Error::argument(REDUCED, "the plan leaves no token to attend to"));
-    }
-    expect_shape(REDUCED, "values", values, &[e.batch, m, e.width])?;
-    if (plan.batch(), plan.tokens_in()) != (e.batch, e.tokens) {
-        return Err(Error::argument(
-            REDUCED,
-            format!(
-                "the plan takes {} images of {} tokens, not {} of {}",
-                plan.batch(),
-                plan.tokens_in(),
-                e.batch,
-                e.tokens
-            ),
-        ));
-    }
-    Ok(e)
-}
-
-/// [`Backend::attention_reduced_of`](crate::backend::Backend::attention_reduced_of) with weighted pooling: rows of the kept map are
-/// pooled as tokens are, then multiplied by the groups' values.
-pub(super) fn attention_of_map(
-    context: &Context,
-    map: &Tensor,
-    qk: &Heads<'_, Tensor>,
-    values: &Tensor,
-    plan: &Plan,
-) -> Result<Tensor> {
-    let e = reduced_extents(qk, values, plan)?;
-    let (n, row, m) = (e.tokens, e.row(), plan.tokens_out());
-    expect_shape(REDUCED, "map", map, &[e.batch, e.heads, n, row])?;
-    let Context { kernels, threads, pool, .. } = context;
-    let shape = [e.batch, m, e.width];
-    let mut out = pool.take(addressable(REDUCED, shape)?);
-    let (map, values) = (map.view(), values.view());
-    let most = kernels.tile_rows() * BLOCKS;
-    let count = e.batch * e.heads;
-    // Rows are independent of each other, so these may depend on the number of threads.
-    let runs = (TASKS * threads.count()).div_ceil(count).min(m.div_ceil(most));
-    let (value_values, block) = (panel_values(n, e.head_dim), block_values(TILE_ROWS, n));
-    let mut scratch = pool.take(threads.count() * (value_values + block));
-    let (scratches, shared) = (Shared::of(scratch.make_mut()), Shared::of(out.make_mut()));
-    threads.run(count * runs, |thread, task| {
-        let (index, run) = (task / runs, task % runs);
-        let (image, head) = (index / e.heads, index % e.heads);
-        // SAFETY: each thread has a part of the scratch.
-        let scratch = unsafe { scratches.part(thread * (value_values + block), value_values + block) };
-        let (panels, blocks) = scratch.split_at_mut(value_values);
-        pack_values(e, &[], image, head, &Values::Groups(&values, plan), panels);
-        let (start, end) = (m * run / runs, m * (run + 1) / runs);
-        let tiles = (end - start).div_ceil(most);
-        for tile in 0..tiles {
-            let first = start + (end - start) * tile / tiles;
-            let last = start + (end - start) * (tile + 1) / tiles;
-            let rows = &map[index * n * row..(index + 1) * n * row];
-            let tokens = first..last;
-            kernels.run(PoolRows { rows, row, tokens, plan, image, to: blocks });
-            let at = (image * m + first) * e.width + head * e.head_dim;
-            // SAFETY: each task has rows of a head of its own.
-            let out = unsafe { Out::part(&shared, at, e.width) };
-            let a = Blocks { data: blocks, count: last - first, depth: n };
-            let b = Panels { data: panels, depth: n, columns: e.head_dim };
-            kernels.run(Product { a, b, columns: 0..e.head_dim, out, finish: Finish::default() });
-        }
-    });
-    Ok(Tensor::pooled(shape, out))
-}
-
-/// Weighted sums of a map's rows, one for each of some reduced tokens, in blocks of rows.
-struct PoolRows<'a> {
-    /// (N, row).
-    rows: &'a [f32],
-    row: usize,
-    tokens: std::ops::Range<usize>,
-    plan: &'a Plan,
-    image: usize,
-    /// As [`Blocks`].
-    to: &'a mut [f32],
-}
-
-impl Kernel for PoolRows<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Self { rows, row, tokens, plan, image, to } = self;
-        let n = plan.tokens_in();
-        let (used, padded) = (n.next_multiple_of(S::LANES), n.next_multiple_of(LINE));
-        for block in cut::<S>(tokens.len()) {
-            let to = &mut to[block.start * padded..block.end * padded];
-            for (i, token) in block.clone().enumerate() {
-                let (members, weights) = plan.group(image, tokens.start + token);
-                let place = |at: usize| (at / LINE * block.len() + i) * LINE + at % LINE;
-                for at in (0..used).step_by(S::LANES) {
-                    let mut sum = s.splat(0.0);
-                    for (&member, &weight) in members.iter().zip(weights) {
-                        let from = &rows[member as usize * row + at..];
-                        sum = s.fma(s.load(from), s.splat(weight), sum);
-                    }
-                    s.store(&mut to[place(at)..], sum);
-                }
-            }
-        }
-    }
 }
 
 /// All heads of all images: scores, contexts into `out` (B, N, H·D) unless there are no values, and the softmax rows into `kept`
@@ -348,7 +261,7 @@ fn run(
 }
 
 /// What is added to each key's scores, (B, row): the logarithm of its size, `-inf` behind the last token.
-fn biases(context: &Context, heads: &Heads<'_, Tensor>, e: Extents) -> super::pool::Buffer {
+pub(super) fn biases(context: &Context, heads: &Heads<'_, Tensor>, e: Extents) -> super::pool::Buffer {
     let row = e.row();
     let mut biases = context.pool.take(e.batch * row);
     let sizes = heads.sizes.map(Tensor::view);
@@ -369,7 +282,7 @@ fn biases(context: &Context, heads: &Heads<'_, Tensor>, e: Extents) -> super::po
     biases
 }
 
-fn pack_keys(context: &Context, e: Extents, image: &[f32], head: usize, to: &mut [f32]) {
+pub(super) fn pack_keys(context: &Context, e: Extents, image: &[f32], head: usize, to: &mut [f32]) {
     for (panel, to) in to.chunks_exact_mut(e.head_dim * PANEL).enumerate() {
         let (first, last) = (panel * PANEL, e.tokens.min((panel + 1) * PANEL));
         let from = first * e.stride + e.width + head * e.head_dim;
@@ -378,7 +291,14 @@ fn pack_keys(context: &Context, e: Extents, image: &[f32], head: usize, to: &mut
     }
 }
 
-fn pack_values(e: Extents, rows: &[f32], image: usize, head: usize, values: &Values<'_>, to: &mut [f32]) {
+pub(super) fn pack_values(
+    e: Extents,
+    rows: &[f32],
+    image: usize,
+    head: usize,
+    values: &Values<'_>,
+    to: &mut [f32],
+) {
     for (panel, to) in to.chunks_exact_mut(e.tokens * PANEL).enumerate() {
         let column = head * e.head_dim + panel * PANEL;
         let width = PANEL.min(e.head_dim - panel * PANEL);
@@ -402,25 +322,30 @@ fn pack_values(e: Extents, rows: &[f32], image: usize, head: usize, values: &Val
 }
 
 /// The map of one head, a tile of rows at a time.
-struct Map<'a> {
-    context: &'a Context,
+pub(super) struct Map<'a> {
+    pub(super) context: &'a Context,
     /// (D, N).
-    keys: Panels<'a>,
+    pub(super) keys: Panels<'a>,
     /// A row: added to the scaled products.
-    bias: &'a [f32],
-    scale: f32,
-    class: Option<&'a mut [f32]>,
-    received: Option<&'a mut [f32]>,
+    pub(super) bias: &'a [f32],
+    pub(super) scale: f32,
+    pub(super) class: Option<&'a mut [f32]>,
+    pub(super) received: Option<&'a mut [f32]>,
     /// (queries, row).
-    scores: &'a mut [f32],
+    pub(super) scores: &'a mut [f32],
     /// Their exponentials, in blocks.
-    exponentials: &'a mut [f32],
+    pub(super) exponentials: &'a mut [f32],
 }
 
 impl Map<'_> {
     /// Makes the exponentials of the scores of some queries, the class token's first if `class`; returns what makes softmax
     /// rows of them, which go to `kept` (queries, row).
-    fn rows(&mut self, queries: Blocks<'_>, class: bool, kept: Option<&mut [f32]>) -> [f32; TILE_ROWS] {
+    pub(super) fn rows(
+        &mut self,
+        queries: Blocks<'_>,
+        class: bool,
+        kept: Option<&mut [f32]>,
+    ) -> [f32; TILE_ROWS] {
         let (row, n) = (self.bias.len(), self.keys.columns);
         let kernels = self.context.kernels;
         kernels.run(Product {

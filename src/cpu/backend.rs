@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use super::{
-    Context, Cpu, Plan, Tensor, attention, cluster, linear, matching, merge, norm, patch, performer,
-    predictor, readout, score, select, stem, timing::Kind, windows,
+    Context, Cpu, Plan, Tensor, attention, cluster, folded, kept, linear, matching, merge, norm, patch,
+    performer, predictor, readout, score, select, stem, timing::Kind, windows,
 };
 use crate::{
     Images, Result, TokenPlan,
@@ -13,7 +13,6 @@ use crate::{
         Predictor, ScoreRequest, Scores, Select, Window,
     },
     model::Activation,
-    reference,
 };
 
 impl Cpu {
@@ -126,9 +125,9 @@ impl Backend for Cpu {
         pooling: Pooling,
     ) -> Result<Tensor> {
         match map {
-            Some(map) if pooling == Pooling::Weighted => self.timed(Kind::Attention, |context| {
-                attention::attention_of_map(context, map, qk, values, plan)
-            }),
+            Some(map) if pooling == Pooling::Weighted => {
+                self.timed(Kind::Attention, |context| kept::attention_of_map(context, map, qk, values, plan))
+            }
             _ => self.attention_reduced(qk, values, plan, pooling),
         }
     }
@@ -140,18 +139,9 @@ impl Backend for Cpu {
         plan: &Plan,
         pooling: Pooling,
     ) -> Result<Tensor> {
-        if pooling == Pooling::Weighted {
-            return self
-                .timed(Kind::Attention, |context| attention::attention_grouped(context, qk, values, plan));
-        }
-        // One of MCTF's variants, which no published schedule uses.
-        let (packed, sizes) = (qk.packed.view(), qk.sizes.map(Tensor::view));
-        let Heads { heads, head_dim, scale, .. } = *qk;
-        let view = Heads { packed: &packed, heads, head_dim, scale, sizes: sizes.as_ref() };
-        let values = values.view();
-        self.timed(Kind::Rest, |_| {
-            let reduce = || reference::attention::attention_reduced(&view, &values, plan, pooling);
-            self.adopt(&self.plain()?.run(reduce)?)
+        self.timed(Kind::Attention, |context| match pooling {
+            Pooling::Weighted => attention::attention_grouped(context, qk, values, plan),
+            Pooling::Max => folded::attention_folded(context, qk, values, plan),
         })
     }
 

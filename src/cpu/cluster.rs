@@ -3,12 +3,15 @@
 //! Some images at a time, one for each thread: their tokens are put in order, then all threads compute similarities and
 //! distances, some rows each, then each image's groups follow from those.
 
+use std::ops::Range;
+
 use super::{
     Context, Plan, Tensor,
     check::{expect_shape, tokens_shape},
     pack::Shared,
     pairs::{Dot, Pairs, Places},
-    plan::{Image, written},
+    plan::{Image, Images, written},
+    pool::{Buffer, LINE},
     select::{before, best_first, mean_over_heads},
     simd::Kernels,
 };
@@ -21,6 +24,8 @@ const OP: &str = "cluster";
 
 /// Rows of one task.
 const TASK_ROWS: usize = 8;
+/// Instead of a group, until those have numbers.
+const LEAVES: u32 = u32::MAX;
 
 /// (B, H, N, C) of tensors that fit each other.
 fn check(cluster: &Cluster<'_, Tensor>) -> Result<[usize; 4]> {
@@ -39,125 +44,67 @@ fn check(cluster: &Cluster<'_, Tensor>) -> Result<[usize; 4]> {
 /// [`Backend::cluster`](crate::backend::Backend::cluster).
 pub(super) fn cluster(context: &Context, cluster: &Cluster<'_, Tensor>) -> Result<Plan> {
     let [batch, heads, n, width] = check(cluster)?;
-    let Cluster { special, keep, .. } = *cluster;
-    let Context { threads, pool, kernels, .. } = context;
-    let rest = n - special - keep;
-    let job = match cluster.inattentive {
-        Inattentive::Join => Job {
-            pairs: 0,
-            centres: 0,
-            neighbours: 0,
-            sources: Every { first: keep, step: 1, count: rest },
-            destinations: Every { first: 0, step: 1, count: keep },
-            kernels: *kernels,
-            width,
-            special,
-            keep,
-        },
-        // Odd ranks propose to even ones.
-        Inattentive::Peaks { pairs, clusters, neighbours } => Job {
-            pairs: pairs.min(keep / 2),
-            centres: clusters.min(rest),
-            neighbours,
-            sources: Every { first: 1, step: 2, count: if pairs > 0 { keep / 2 } else { 0 } },
-            destinations: Every { first: 0, step: 2, count: keep.div_ceil(2) },
-            kernels: *kernels,
-            width,
-            special,
-            keep,
-        },
-    };
-    let joins = cluster.inattentive == Inattentive::Join;
-    // Distances are needed only if somebody is to be a centre.
-    let side = if job.centres > 0 { rest } else { 0 };
-    let (count, columns) = (n - special, job.destinations.count);
-    let m = special + keep - job.pairs + job.centres;
+    let job = Job::new(cluster, n, width);
     let (tokens, scores) = (cluster.tokens.view(), cluster.class_scores.view());
-    let turn = batch.min(threads.count());
-    let mut mean = pool.take(turn * n);
-    let mut order = pool.take(turn * count);
-    let mut lengths = pool.take(turn * 2 * count);
-    let mut similarity = pool.take(turn * job.sources.count);
-    let mut nearest = pool.take(turn * job.sources.count);
-    let mut squares = pool.take(turn * 2 * side * side);
-    let mut products = pool.take(threads.count() * 2 * TASK_ROWS * columns);
-    let room = Room::of(n, side);
-    let mut scratch = pool.take(threads.count() * room.total());
-    let image_rows = |image: usize| &tokens[image * n * width..(image + 1) * n * width];
-    let plan = written(context, [batch, n, m], |images| {
-        for begin in (0..batch).step_by(turn) {
-            let turn = turn.min(batch - begin);
-            let means = Shared::of(mean.make_mut());
-            let orders = Shared::of(bytemuck::cast_slice_mut::<f32, u32>(order.make_mut()));
-            let all_lengths = Shared::of(bytemuck::cast_slice_mut::<f32, f64>(lengths.make_mut()));
-            threads.run(turn, |_, slot| {
-                let image = begin + slot;
-                // SAFETY: each image has its own.
-                let (mean, order, lengths) = unsafe {
-                    let lengths = all_lengths.part(slot * count, count);
-                    (means.part(slot * n, n), orders.part(slot * count, count), lengths)
-                };
-                mean_over_heads(&scores[image * heads * n..(image + 1) * heads * n], mean);
-                job.put_in_order(mean, order);
-                job.measure(image_rows(image), order, lengths);
-            });
-            let orders = bytemuck::cast_slice::<f32, u32>(&order);
-            let all_lengths = bytemuck::cast_slice::<f32, f64>(&lengths);
-            let similarities = Shared::of(similarity.make_mut());
-            let all_nearest = Shared::of(bytemuck::cast_slice_mut::<f32, u32>(nearest.make_mut()));
-            let all_squares = Shared::of(bytemuck::cast_slice_mut::<f32, f64>(squares.make_mut()));
-            let all_products = Shared::of(bytemuck::cast_slice_mut::<f32, f64>(products.make_mut()));
-            let proposing = job.sources.count.div_ceil(TASK_ROWS);
-            let tasks = proposing + side.div_ceil(TASK_ROWS);
-            threads.run(turn * tasks, |thread, task| {
-                let (slot, task) = (task / tasks, task % tasks);
-                let rows = image_rows(begin + slot);
-                let order = &orders[slot * count..(slot + 1) * count];
-                if task < proposing {
-                    let first = task * TASK_ROWS;
-                    let some = TASK_ROWS.min(job.sources.count - first);
-                    let at = slot * job.sources.count + first;
-                    // SAFETY: each task has sources of its own, each thread a part of the scratch.
-                    let (products, similarity, nearest) = unsafe {
-                        let products = all_products.part(thread * TASK_ROWS * columns, some * columns);
-                        (products, similarities.part(at, some), all_nearest.part(at, some))
-                    };
-                    let lengths = &all_lengths[slot * count..(slot + 1) * count];
-                    job.propose(rows, order, lengths, first, products, (similarity, nearest));
-                } else {
-                    let first = (task - proposing) * TASK_ROWS;
-                    let some = TASK_ROWS.min(side - first);
-                    // SAFETY: each task has rows of its own.
-                    let squares = unsafe { all_squares.part((slot * side + first) * side, some * side) };
-                    job.distances(rows, order, first, squares);
-                }
-            });
-            let similarities = &similarity[..];
-            let all_nearest = bytemuck::cast_slice::<f32, u32>(&nearest);
-            let all_squares = Shared::of(bytemuck::cast_slice_mut::<f32, f64>(squares.make_mut()));
-            let scratches = Shared::of(scratch.make_mut());
-            threads.run(turn, |thread, slot| {
-                let sources = slot * job.sources.count..(slot + 1) * job.sources.count;
-                let found = Found {
-                    order: &orders[slot * count..(slot + 1) * count],
-                    similarity: &similarities[sources.clone()],
-                    nearest: &all_nearest[sources],
-                };
-                // SAFETY: each image has its own, each thread a part of the scratch.
-                let (image, squares, scratch) = unsafe {
-                    let squares = all_squares.part(slot * side * side, side * side);
-                    (images.part(begin + slot), squares, scratches.part(thread * room.total(), room.total()))
-                };
-                let mean = &mean[slot * n..(slot + 1) * n];
-                if joins {
-                    job.join(&found, room.work(scratch), mean, image);
-                } else {
-                    job.form_clusters(&found, squares, room.work(scratch), mean, image);
-                }
-            });
+    let input = Input { context, tokens: &tokens, scores: &scores, heads };
+    let turn = batch.min(context.threads.count());
+    let mut memory = Memory::of(context, &job, turn);
+    let m = job.special + job.keep - job.pairs + job.centres;
+    Ok(written(context, [batch, n, m], |images| {
+        for first in (0..batch).step_by(turn) {
+            let turn = first..batch.min(first + turn);
+            job.rank(&input, turn.clone(), &mut memory);
+            job.compare(&input, turn.clone(), &mut memory);
+            job.decide(&input, turn, &mut memory, images);
         }
-    });
-    Ok(plan)
+    }))
+}
+
+/// What an operation is given.
+struct Input<'a> {
+    context: &'a Context,
+    /// (B, N, C).
+    tokens: &'a [f32],
+    /// (B, H, N).
+    scores: &'a [f32],
+    heads: usize,
+}
+
+/// What is known of the images of a turn.
+struct Memory {
+    /// (N): each token's score.
+    mean: Buffer,
+    /// Tokens by place.
+    order: Buffer,
+    /// (places) in `f64`: the lengths of rows.
+    lengths: Buffer,
+    /// (sources): how similar the nearest destination of each is.
+    similarity: Buffer,
+    /// Its number among the destinations.
+    nearest: Buffer,
+    /// (side, side) in `f64`: squares of distances.
+    squares: Buffer,
+    /// For each thread, in `f64`: products of a task's rows.
+    products: Buffer,
+    /// For each thread.
+    scratch: Buffer,
+}
+
+impl Memory {
+    fn of(context: &Context, job: &Job, turn: usize) -> Self {
+        let threads = context.threads.count();
+        let take = |count: usize| context.pool.take(count);
+        Self {
+            mean: take(turn * job.n),
+            order: take(turn * job.places()),
+            lengths: take(turn * 2 * job.places()),
+            similarity: take(turn * job.sources.count),
+            nearest: take(turn * job.sources.count),
+            squares: take(turn * 2 * job.side() * job.side()),
+            products: take(threads * 2 * TASK_ROWS * job.destinations.count),
+            scratch: take(threads * job.room()),
+        }
+    }
 }
 
 /// Places in the order of tokens: `first`, `first + step`, and so on.
@@ -182,15 +129,17 @@ impl Every {
 /// The numbers of a decoupling. An image's tokens that are not special have places: the attentive ones by rank, then the others
 /// in order of index.
 struct Job {
-    kernels: Kernels,
+    n: usize,
     width: usize,
     special: usize,
     /// Attentive tokens.
     keep: usize,
+    /// Whether the others join them.
+    joins: bool,
     /// Those who look for the nearest among the destinations.
     sources: Every,
     destinations: Every,
-    /// Of them, how many merge into it; all of them where tokens join.
+    /// Where tokens form clusters, how many of the sources merge into it.
     pairs: usize,
     centres: usize,
     /// How many nearest ones make the density; 0 for all.
@@ -199,19 +148,14 @@ struct Job {
 
 /// What is known of an image before its groups are.
 struct Found<'a> {
+    /// Each token's score.
+    mean: &'a [f32],
     /// Tokens by place.
     order: &'a [u32],
     /// How similar the nearest destination of each source is.
     similarity: &'a [f32],
     /// Its number among the destinations.
     nearest: &'a [u32],
-}
-
-/// Sizes of the parts of a thread's scratch.
-#[derive(Clone, Copy)]
-struct Room {
-    n: usize,
-    side: usize,
 }
 
 /// A thread's scratch.
@@ -227,17 +171,53 @@ struct Work<'a> {
     group_of_rank: &'a mut [u32],
 }
 
-impl Room {
-    fn of(n: usize, side: usize) -> Self {
-        Self { n, side }
+impl Job {
+    fn new(cluster: &Cluster<'_, Tensor>, n: usize, width: usize) -> Self {
+        let Cluster { special, keep, .. } = *cluster;
+        let rest = n - special - keep;
+        let join = Self {
+            n,
+            width,
+            special,
+            keep,
+            joins: true,
+            sources: Every { first: keep, step: 1, count: rest },
+            destinations: Every { first: 0, step: 1, count: keep },
+            pairs: 0,
+            centres: 0,
+            neighbours: 0,
+        };
+        match cluster.inattentive {
+            Inattentive::Join => join,
+            // Odd ranks propose to even ones.
+            Inattentive::Peaks { pairs, clusters, neighbours } => Self {
+                joins: false,
+                sources: Every { first: 1, step: 2, count: if pairs > 0 { keep / 2 } else { 0 } },
+                destinations: Every { first: 0, step: 2, count: keep.div_ceil(2) },
+                pairs: pairs.min(keep / 2),
+                centres: clusters.min(rest),
+                neighbours,
+                ..join
+            },
+        }
     }
 
-    fn total(self) -> usize {
-        (2 * self.side + 5 * self.n).next_multiple_of(super::pool::LINE)
+    fn places(&self) -> usize {
+        self.n - self.special
     }
 
-    fn work(self, scratch: &mut [f32]) -> Work<'_> {
-        let (near, rest) = scratch.split_at_mut(2 * self.side);
+    /// Tokens whose distances are needed: those that form clusters, if somebody is to be a centre.
+    fn side(&self) -> usize {
+        if self.centres > 0 { self.places() - self.keep } else { 0 }
+    }
+
+    /// Values of a thread's scratch.
+    fn room(&self) -> usize {
+        (2 * self.side() + 5 * self.n).next_multiple_of(LINE)
+    }
+
+    fn work<'a>(&self, scratch: &'a mut [f32]) -> Work<'a> {
+        let (near, rest) = scratch.split_at_mut(2 * self.side());
         let (density, rest) = rest.split_at_mut(self.n);
         let (gamma, rest) = rest.split_at_mut(self.n);
         let (ranked, rest) = bytemuck::cast_slice_mut::<f32, u32>(rest).split_at_mut(self.n);
@@ -245,9 +225,98 @@ impl Room {
         let near = bytemuck::cast_slice_mut(near);
         Work { near, density, gamma, ranked, group_of, group_of_rank: &mut rest[..self.n] }
     }
-}
 
-impl Job {
+    /// The rows of an image's tokens.
+    fn rows<'a>(&self, input: &Input<'a>, image: usize) -> &'a [f32] {
+        &input.tokens[image * self.n * self.width..(image + 1) * self.n * self.width]
+    }
+
+    /// Scores, order and lengths of the images of a turn.
+    fn rank(&self, input: &Input<'_>, turn: Range<usize>, memory: &mut Memory) {
+        let (n, places) = (self.n, self.places());
+        let means = Shared::of(memory.mean.make_mut());
+        let orders = Shared::of(bytemuck::cast_slice_mut::<f32, u32>(memory.order.make_mut()));
+        let all_lengths = Shared::of(bytemuck::cast_slice_mut::<f32, f64>(memory.lengths.make_mut()));
+        input.context.threads.run(turn.len(), |_, slot| {
+            let image = turn.start + slot;
+            // SAFETY: each image has its own.
+            let (mean, order, lengths) = unsafe {
+                let lengths = all_lengths.part(slot * places, places);
+                (means.part(slot * n, n), orders.part(slot * places, places), lengths)
+            };
+            let of_image = input.heads * n;
+            mean_over_heads(&input.scores[image * of_image..(image + 1) * of_image], mean);
+            self.put_in_order(mean, order);
+            self.measure(input.context.kernels, self.rows(input, image), order, lengths);
+        });
+    }
+
+    /// Similarities and distances, some rows a task.
+    fn compare(&self, input: &Input<'_>, turn: Range<usize>, memory: &mut Memory) {
+        let (places, side, columns) = (self.places(), self.side(), self.destinations.count);
+        let Context { kernels, threads, .. } = input.context;
+        let orders = bytemuck::cast_slice::<f32, u32>(&memory.order);
+        let all_lengths = bytemuck::cast_slice::<f32, f64>(&memory.lengths);
+        let similarities = Shared::of(memory.similarity.make_mut());
+        let all_nearest = Shared::of(bytemuck::cast_slice_mut::<f32, u32>(memory.nearest.make_mut()));
+        let all_squares = Shared::of(bytemuck::cast_slice_mut::<f32, f64>(memory.squares.make_mut()));
+        let all_products = Shared::of(bytemuck::cast_slice_mut::<f32, f64>(memory.products.make_mut()));
+        let proposing = self.sources.count.div_ceil(TASK_ROWS);
+        let tasks = proposing + side.div_ceil(TASK_ROWS);
+        threads.run(turn.len() * tasks, |thread, task| {
+            let (slot, task) = (task / tasks, task % tasks);
+            let rows = self.rows(input, turn.start + slot);
+            let order = &orders[slot * places..(slot + 1) * places];
+            if task < proposing {
+                let first = task * TASK_ROWS;
+                let some = TASK_ROWS.min(self.sources.count - first);
+                let at = slot * self.sources.count + first;
+                // SAFETY: each task has sources of its own, each thread a part of the scratch.
+                let (products, similarity, nearest) = unsafe {
+                    let products = all_products.part(thread * TASK_ROWS * columns, some * columns);
+                    (products, similarities.part(at, some), all_nearest.part(at, some))
+                };
+                let lengths = &all_lengths[slot * places..(slot + 1) * places];
+                self.propose(*kernels, rows, order, lengths, first, products, (similarity, nearest));
+            } else {
+                let first = (task - proposing) * TASK_ROWS;
+                let some = TASK_ROWS.min(side - first);
+                // SAFETY: each task has rows of its own.
+                let squares = unsafe { all_squares.part((slot * side + first) * side, some * side) };
+                self.distances(*kernels, rows, order, first, squares);
+            }
+        });
+    }
+
+    /// The plans of the images of a turn.
+    fn decide(&self, input: &Input<'_>, turn: Range<usize>, memory: &mut Memory, images: &Images<'_>) {
+        let (n, places, side, sources) = (self.n, self.places(), self.side(), self.sources.count);
+        let (means, similarities) = (&memory.mean, &memory.similarity);
+        let orders = bytemuck::cast_slice::<f32, u32>(&memory.order);
+        let all_nearest = bytemuck::cast_slice::<f32, u32>(&memory.nearest);
+        let all_squares = Shared::of(bytemuck::cast_slice_mut::<f32, f64>(memory.squares.make_mut()));
+        let (room, scratches) = (self.room(), Shared::of(memory.scratch.make_mut()));
+        input.context.threads.run(turn.len(), |thread, slot| {
+            let found = Found {
+                mean: &means[slot * n..(slot + 1) * n],
+                order: &orders[slot * places..(slot + 1) * places],
+                similarity: &similarities[slot * sources..(slot + 1) * sources],
+                nearest: &all_nearest[slot * sources..(slot + 1) * sources],
+            };
+            // SAFETY: each image has its own, each thread a part of the scratch.
+            let (image, squares, scratch) = unsafe {
+                let squares = all_squares.part(slot * side * side, side * side);
+                (images.part(turn.start + slot), squares, scratches.part(thread * room, room))
+            };
+            let work = self.work(scratch);
+            if self.joins {
+                self.join(&found, work, image);
+            } else {
+                self.form_clusters(&found, squares, work, image);
+            }
+        });
+    }
+
     /// The tokens by place.
     fn put_in_order(&self, mean: &[f32], order: &mut [u32]) {
         order.iter_mut().zip(self.special as u32..).for_each(|(order, token)| *order = token);
@@ -258,21 +327,23 @@ impl Job {
     }
 
     /// The lengths of those whose similarity will be asked for, by place.
-    fn measure(&self, rows: &[f32], order: &[u32], lengths: &mut [f64]) {
+    fn measure(&self, kernels: Kernels, rows: &[f32], order: &[u32], lengths: &mut [f64]) {
         if self.sources.count == 0 {
             return;
         }
         for every in [self.sources, self.destinations] {
             for place in (0..every.count).map(|number| every.place(number)) {
                 let row = &rows[order[place] as usize * self.width..][..self.width];
-                lengths[place] = self.kernels.run(Dot(row, row)).sqrt().max(1e-12);
+                lengths[place] = kernels.run(Dot(row, row)).sqrt().max(1e-12);
             }
         }
     }
 
     /// For some sources from number `first` on the destination of the highest cosine, and that cosine.
+    #[expect(clippy::too_many_arguments, reason = "parts of one memory")]
     fn propose(
         &self,
+        kernels: Kernels,
         rows: &[f32],
         order: &[u32],
         lengths: &[f64],
@@ -281,7 +352,7 @@ impl Job {
         (similarity, nearest): (&mut [f32], &mut [u32]),
     ) {
         let columns = self.destinations.count;
-        self.kernels.run(Pairs::<false> {
+        kernels.run(Pairs::<false> {
             rows,
             width: self.width,
             from: self.sources.some(order, first, similarity.len()),
@@ -304,10 +375,10 @@ impl Job {
     }
 
     /// Squares of the distances of some inattentive tokens from number `first` on to those from `first` on.
-    fn distances(&self, rows: &[f32], order: &[u32], first: usize, squares: &mut [f64]) {
+    fn distances(&self, kernels: Kernels, rows: &[f32], order: &[u32], first: usize, squares: &mut [f64]) {
         let side = order.len() - self.keep;
         let rest = Every { first: self.keep, step: 1, count: side };
-        self.kernels.run(Pairs::<true> {
+        kernels.run(Pairs::<true> {
             rows,
             width: self.width,
             from: rest.some(order, first, squares.len() / side),
@@ -318,7 +389,7 @@ impl Job {
     }
 
     /// The plan of an image whose inattentive tokens join the attentive ones.
-    fn join(&self, found: &Found<'_>, work: Work<'_>, mean: &[f32], mut image: Image<'_>) {
+    fn join(&self, found: &Found<'_>, work: Work<'_>, mut image: Image<'_>) {
         let group_of = work.group_of;
         let groups = self.special as u32..;
         group_of[..self.special].iter_mut().zip(0..).for_each(|(group, token)| *group = token);
@@ -327,7 +398,7 @@ impl Job {
         for (&token, &rank) in rest.iter().zip(found.nearest) {
             group_of[token as usize] = groups.start + rank;
         }
-        image.fill(group_of, true, |token| mean[token]);
+        image.fill(group_of, true, |token| found.mean[token]);
     }
 
     /// The plan of an image whose attentive tokens pair up and whose others form clusters.
@@ -336,7 +407,6 @@ impl Job {
         found: &Found<'_>,
         squares: &mut [f64],
         mut work: Work<'_>,
-        mean: &[f32],
         mut image: Image<'_>,
     ) {
         let (attentive, rest) = found.order.split_at(self.keep);
@@ -345,7 +415,6 @@ impl Job {
         by_precedence(proposals, found.similarity);
         let accepted = &proposals[..self.pairs];
         // First those that leave, then numbers for those that stay, then the numbers of those that left.
-        const LEAVES: u32 = u32::MAX;
         let groups = &mut work.group_of_rank[..self.keep];
         groups.fill(0);
         for &source in accepted {
@@ -369,7 +438,7 @@ impl Job {
         } else {
             self.assign(rest, squares, &mut work, next);
         }
-        image.fill(work.group_of, true, |token| mean[token]);
+        image.fill(work.group_of, true, |token| found.mean[token]);
     }
 
     /// Density-peak clustering of the inattentive tokens; the clusters are groups from `first` on.

@@ -21,6 +21,12 @@ impl Places<'_> {
     pub(super) fn at(&self, index: usize) -> usize {
         self.tokens[self.first + index * self.step] as usize
     }
+
+    /// The rows of some of these tokens from number `begin` on, the last one again where there are no more.
+    #[inline(always)]
+    fn rows<'r, const N: usize>(&self, rows: &'r [f32], width: usize, begin: usize) -> [&'r [f32]; N] {
+        std::array::from_fn(|i| &rows[self.at((begin + i).min(self.count - 1)) * width..][..width])
+    }
 }
 
 /// The product of each row with each other, or the square of their distance.
@@ -45,12 +51,10 @@ impl<const DISTANCE: bool> Kernel for Pairs<'_, DISTANCE> {
             return;
         }
         assert!(to.count <= stride && (from.count - 1) * stride + to.count <= out.len());
-        let row = |token: usize| &rows[token * width..][..width];
         for first in (0..from.count).step_by(ROWS) {
-            let a: [&[f32]; ROWS] = std::array::from_fn(|i| row(from.at((first + i).min(from.count - 1))));
+            let a: [&[f32]; ROWS] = from.rows(rows, width, first);
             for column in (0..to.count).step_by(COLUMNS) {
-                let b: [&[f32]; COLUMNS] =
-                    std::array::from_fn(|j| row(to.at((column + j).min(to.count - 1))));
+                let b: [&[f32]; COLUMNS] = to.rows(rows, width, column);
                 let sums = tile::<S, DISTANCE>(s, a, b);
                 for (i, sums) in sums.into_iter().enumerate().take(from.count - first) {
                     for (j, sum) in sums.into_iter().enumerate().take(to.count - column) {
@@ -77,31 +81,37 @@ fn tile<S: Simd, const DISTANCE: bool>(
     // SAFETY: half a register's values from each place up to `whole` lie in each row.
     unsafe {
         for at in (0..whole).step_by(half) {
-            let b = b.map(|row| s.widen(row.as_ptr().add(at)));
-            for (sums, row) in sums.iter_mut().zip(&a) {
-                let a = s.widen(row.as_ptr().add(at));
-                for (sum, b) in sums.iter_mut().zip(b) {
-                    *sum = more::<S, DISTANCE>(s, a, b, *sum);
+            let mut right = [s.wide_zero(); COLUMNS];
+            for j in 0..COLUMNS {
+                right[j] = s.widen(b[j].as_ptr().add(at));
+            }
+            for i in 0..ROWS {
+                let left = s.widen(a[i].as_ptr().add(at));
+                for j in 0..COLUMNS {
+                    sums[i][j] = more::<S, DISTANCE>(s, left, right[j], sums[i][j]);
                 }
             }
         }
     }
     if whole < width {
         // Zeros fill up: they add nothing to either kind of sum.
-        let filled = |row: &[f32]| {
-            let mut all = [0.0_f32; 8];
-            all[..width - whole].copy_from_slice(&row[whole..]);
-            all
-        };
-        let (a, b) = (a.map(filled), b.map(filled));
-        for (sums, a) in sums.iter_mut().zip(&a) {
-            for (sum, b) in sums.iter_mut().zip(&b) {
+        let (a, b) = (a.map(|row| filled(&row[whole..])), b.map(|row| filled(&row[whole..])));
+        for i in 0..ROWS {
+            for j in 0..COLUMNS {
                 // SAFETY: half a register has at most 8 values.
-                *sum = unsafe { more::<S, DISTANCE>(s, s.widen(a.as_ptr()), s.widen(b.as_ptr()), *sum) };
+                let (left, right) = unsafe { (s.widen(a[i].as_ptr()), s.widen(b[j].as_ptr())) };
+                sums[i][j] = more::<S, DISTANCE>(s, left, right, sums[i][j]);
             }
         }
     }
     sums
+}
+
+/// Values with zeros behind them.
+fn filled(values: &[f32]) -> [f32; 8] {
+    let mut all = [0.0; 8];
+    all[..values.len()].copy_from_slice(values);
+    all
 }
 
 #[inline(always)]

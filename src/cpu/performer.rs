@@ -130,11 +130,18 @@ impl Job {
             for (row, total) in phi.chunks_exact_mut(some).zip(totals) {
                 *total = kernels.run(Features { row, less: Less::Each(&halves[..some]), scale });
             }
-            for (panel, to) in values.chunks_exact_mut(PANEL * most).enumerate() {
-                let (from, to) = (&rows[2 * width + panel * PANEL..], &mut to[..PANEL * some]);
+            let values = &mut values[..panel_values(some, width)];
+            for (panel, to) in values.chunks_exact_mut(PANEL * some).enumerate() {
+                let from = &rows[2 * width + panel * PANEL..];
                 PackRows { from, stride, width: PANEL.min(width - panel * PANEL), to }.run();
             }
-            self.times_values(phi, some, values, most, blocks, sums);
+            kernels.run(Product {
+                a: pack_blocks(kernels, Rows { data: phi, count, stride: some }, some, blocks),
+                b: Panels { data: values, depth: some, columns: width },
+                columns: 0..width,
+                out: Out::of(sums, width),
+                finish: Finish::default(),
+            });
         });
         let mut sums = context.pool.take(batch * each);
         for (sums, parts) in sums.make_mut().chunks_exact_mut(each).zip(parts.chunks_exact(tasks * each)) {
@@ -145,33 +152,6 @@ impl Job {
             }
         }
         sums
-    }
-
-    /// The features (m, `some`) times the values of as many tokens, whose panels have room for `most`.
-    fn times_values(
-        &self,
-        phi: &[f32],
-        some: usize,
-        values: &[f32],
-        most: usize,
-        blocks: &mut [f32],
-        sums: &mut [f32],
-    ) {
-        let Self { kernels, width, count, .. } = *self;
-        let rows = Rows { data: phi, count, stride: some };
-        let a = pack_blocks(kernels, rows, some, blocks);
-        for (panel, values) in values.chunks_exact(PANEL * most).enumerate() {
-            let columns = PANEL.min(width - panel * PANEL);
-            let out = Shared::of(&mut *sums);
-            kernels.run(Product {
-                a,
-                b: Panels { data: values, depth: some, columns },
-                columns: 0..columns,
-                // SAFETY: nobody else has the sums.
-                out: unsafe { Out::part(&out, panel * PANEL, width) },
-                finish: Finish::default(),
-            });
-        }
     }
 
     /// The features of queries times the sums, over the features times their sums.
@@ -257,27 +237,26 @@ impl Kernel for Features<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> f32 {
         let Self { row, less, scale } = self;
-        let scale = s.splat(scale);
-        let feature = |x: S::V, at: usize, len: usize| {
-            let less = match less {
-                Less::One(less) => s.splat(less),
-                Less::Each(less) if len == S::LANES => s.load(&less[at..]),
-                Less::Each(less) => s.load_some(&less[at..at + len], 0.0),
-            };
-            s.mul(math::exp(s, s.sub(x, less)), scale)
-        };
         let mut sum = s.splat(0.0);
         let whole = row.len() / S::LANES * S::LANES;
         let (main, tail) = row.split_at_mut(whole);
         for (chunk, at) in main.chunks_exact_mut(S::LANES).zip((0..).step_by(S::LANES)) {
-            let phi = feature(s.load(chunk), at, S::LANES);
+            let less = match less {
+                Less::One(less) => s.splat(less),
+                Less::Each(less) => s.load(&less[at..]),
+            };
+            let phi = s.mul(math::exp(s, s.sub(s.load(chunk), less)), s.splat(scale));
             s.store(chunk, phi);
             sum = s.add(sum, phi);
         }
         if tail.is_empty() {
             return s.sum(sum);
         }
-        let phi = feature(s.load_some(tail, 0.0), whole, tail.len());
+        let less = match less {
+            Less::One(less) => s.splat(less),
+            Less::Each(less) => s.load_some(&less[whole..], 0.0),
+        };
+        let phi = s.mul(math::exp(s, s.sub(s.load_some(tail, 0.0), less)), s.splat(scale));
         s.store_some(tail, phi);
         s.sum(sum) + tail.iter().sum::<f32>()
     }
@@ -304,8 +283,13 @@ impl Kernel for Dot<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> f32 {
         let (a, b) = (self.0.chunks_exact(S::LANES), self.1.chunks_exact(S::LANES));
-        let tail = (s.load_some(a.remainder(), 0.0), s.load_some(b.remainder(), 0.0));
-        let sum = s.mul(tail.0, tail.1);
-        s.sum(a.zip(b).fold(sum, |sum, (a, b)| s.fma(s.load(a), s.load(b), sum)))
+        let mut sum = s.splat(0.0);
+        if !a.remainder().is_empty() {
+            sum = s.mul(s.load_some(a.remainder(), 0.0), s.load_some(b.remainder(), 0.0));
+        }
+        for (a, b) in a.zip(b) {
+            sum = s.fma(s.load(a), s.load(b), sum);
+        }
+        s.sum(sum)
     }
 }
