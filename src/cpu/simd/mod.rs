@@ -195,6 +195,18 @@ pub(super) trait Simd: Copy {
         let _ = at;
     }
 
+    /// Asks for the cache line at `at`, to be read later on: it need not come nearer than the second-level cache. Any address will
+    /// do.
+    #[inline(always)]
+    fn expect_read_soon(self, at: *const f32) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a prefetch is a hint and touches nothing; the instruction is part of x86-64.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(at.cast());
+        }
+        let _ = at;
+    }
+
     /// `to[j·to_stride + i] = from[i·from_stride + j]` for i and j below `LANES`.
     ///
     /// # Safety
