@@ -365,6 +365,15 @@ pub trait Backend: Send + Sync {
         qk: &Heads<'_, Self::Tensor>,
         scores: ScoreRequest,
     ) -> Result<Scores<Self::Tensor>>;
+    /// [`Backend::attention_scores`] where the map will be needed again: beside the scores the map itself, (B, H, N, at least N), if
+    /// this backend would rather keep it than compute it twice. For [`Backend::attention_reduced_of`].
+    fn attention_scores_and_map(
+        &self,
+        qk: &Heads<'_, Self::Tensor>,
+        scores: ScoreRequest,
+    ) -> Result<(Scores<Self::Tensor>, Option<Self::Tensor>)> {
+        Ok((self.attention_scores(qk, scores)?, None))
+    }
     /// The second half: the attention map of `qk` (B, N, 2C), columns summed and rows pooled over the groups of `plan`,
     /// times the reduced tokens' `values` (B, M, C).
     fn attention_reduced(
@@ -374,6 +383,19 @@ pub trait Backend: Send + Sync {
         plan: &Self::Plan,
         pooling: Pooling,
     ) -> Result<Self::Tensor>;
+
+    /// [`Backend::attention_reduced`] of a map that [`Backend::attention_scores_and_map`] gave, if it gave one.
+    fn attention_reduced_of(
+        &self,
+        map: Option<&Self::Tensor>,
+        qk: &Heads<'_, Self::Tensor>,
+        values: &Self::Tensor,
+        plan: &Self::Plan,
+        pooling: Pooling,
+    ) -> Result<Self::Tensor> {
+        let _ = map;
+        self.attention_reduced(qk, values, plan, pooling)
+    }
 
     /// The plan of a bipartite matching.
     fn matching(&self, matching: &Matching<'_, Self::Tensor>) -> Result<Self::Plan>;

@@ -155,9 +155,19 @@ proptest! {
         let qk = Tensor::new(&[case.batch, n, 2 * c], qk).unwrap();
         let values = random(&[case.batch, m, c], case.seed ^ 2);
         let heads = Heads { packed: &qk, heads: case.heads, head_dim: d, scale: case.scale, sizes: sizes.as_ref() };
-        let results: Vec<_> = backends()
+        let mut results: Vec<_> = backends()
             .map(|backend| backend.attention_reduced(&heads, &values, &plan, pooling).unwrap())
             .collect();
+        // And from a map that was kept since the scores were asked for, where a backend keeps one.
+        let request = ScoreRequest { class: true, received: true };
+        for backend in backends() {
+            let (scores, map) = backend.attention_scores_and_map(&heads, request).unwrap();
+            let alone = backend.attention_scores(&heads, request).unwrap();
+            prop_assert_eq!(scores.class.unwrap(), alone.class.unwrap());
+            prop_assert_eq!(scores.received.unwrap(), alone.received.unwrap());
+            let reduced = backend.attention_reduced_of(map.as_ref(), &heads, &values, &plan, pooling);
+            results.push(reduced.unwrap());
+        }
         for image in 0..case.batch {
             let mut wanted = vec![0.0; m * c];
             for head in 0..case.heads {
@@ -204,6 +214,25 @@ fn a_plan_that_leaves_nothing_is_refused() {
         let error = backend.attention_reduced(&heads, &values, &plan, Pooling::Weighted).unwrap_err();
         assert!(error.to_string().contains("leaves no token"));
     }
+}
+
+/// The processor's backend keeps small maps, and refuses one of another attention.
+#[test]
+fn a_kept_map_is_checked() {
+    let qk = random(&[1, 4, 16], 1);
+    let heads = Heads { packed: &qk, heads: 1, head_dim: 8, scale: 1.0, sizes: None };
+    let plan = TokenPlan::from_groups(4, &[vec![vec![(0, 1.0)], vec![(1, 0.5), (2, 0.5)]]]).unwrap();
+    let values = random(&[1, 2, 8], 2);
+    let mut kept = 0;
+    for backend in backends() {
+        let (_, map) = backend.attention_scores_and_map(&heads, ScoreRequest::default()).unwrap();
+        let Some(map) = map else { continue };
+        kept += 1;
+        let other = Tensor::zeros(&[1, 2, 4, map.shape()[3]]);
+        let error = backend.attention_reduced_of(Some(&other), &heads, &values, &plan, Pooling::Weighted);
+        assert!(error.unwrap_err().to_string().contains("map has shape [1, 2, 4"));
+    }
+    assert_eq!(kept, backends().count() - 1, "all but the reference keep it");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use foveate::{
     Images, Pixels, Reduction,
     cpu::Cpu,
     model::{Vit, VitConfig, arch},
+    reduction::OwnWeights,
 };
 
 /// The system's allocator, counted.
@@ -46,10 +47,25 @@ fn a_repeated_forward_pass_allocates_nothing() {
     let pixels = (0..2 * 3 * 64 * 64).map(|i| (i * 31 % 251) as u8).collect();
     let images = Images::new([2, 3, 64, 64], Pixels::U8(pixels)).unwrap();
     for threads in [1, 2] {
-        let vit =
-            Vit::new(Cpu::with_threads(threads).unwrap(), config.clone(), arch::random_params(&config, 3));
-        let vit = vit.unwrap();
-        for spec in ["none", "tome:r=2", "mctf:r=2", "mctf:r=2,ahead=0", "evit:keep=0.6"] {
+        let own = OwnWeights { predictors: 3, selector: true, layer_selectors: 4, projections: 1 << 2 };
+        let mut params = arch::random_params(&config, 3);
+        params.reducers = arch::random_reducers(&config, own, 4);
+        let vit = Vit::new(Cpu::with_threads(threads).unwrap(), config.clone(), params).unwrap();
+        for spec in [
+            "none",
+            "tome:r=2",
+            "mctf:r=2",
+            "mctf:r=2,ahead=0",
+            "mctf:r=2,pool=max",
+            "evit:keep=0.6",
+            "bat",
+            "bat:keep=0.6,neighbours=3",
+            "mstm",
+            "mstm:scales=2/3",
+            "dynamicvit",
+            "svite:tokens=9",
+            "svite:tokens=9,layerwise=true",
+        ] {
             let reduction: Reduction = spec.parse().unwrap();
             let mut output = vit.forward(&images, &reduction).unwrap();
             for _ in 0..2 {

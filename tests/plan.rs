@@ -7,6 +7,9 @@ use foveate::{
 };
 use proptest::prelude::*;
 
+mod backends;
+use backends::backends;
+
 /// A random plan: `tokens` go to one of `out` groups each, or are dropped; weights sum to one in a group.
 fn plan(batch: usize, tokens: usize, out: usize) -> impl Strategy<Value = TokenPlan> {
     let image = prop::collection::vec((0..=out, 1_u32..100), tokens);
@@ -79,7 +82,10 @@ proptest! {
         }
         let spread = |image| map.unmerge(image, whole.tokens.item(image), 5, 0.0).unwrap();
         let spread: Vec<f32> = (0..first.batch()).flat_map(spread).collect();
-        prop_assert_eq!(reference.unmerge(&whole.tokens, &composed).unwrap().into_data(), spread);
+        for backend in backends() {
+            let back = backend.unmerge(&whole.tokens, &composed).unwrap();
+            prop_assert_eq!(back.data(), &spread[..]);
+        }
     }
 
     #[test]

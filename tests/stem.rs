@@ -2,13 +2,15 @@
 
 use foveate::{
     Images, Pixels, Tensor,
-    backend::{Linear, Window},
+    backend::{Backend, Linear, Window},
+    cpu::{Cpu, Instructions},
     model::{Activation, Stem, arch},
+    reference::Reference,
 };
 use proptest::prelude::*;
 
 mod backends;
-use backends::backends;
+use backends::{Hosted, backends};
 
 fn values(count: usize, seed: u32) -> Vec<f32> {
     let value = |i: usize| (i as u32).wrapping_add(seed).wrapping_mul(2_654_435_761) >> 16;
@@ -199,6 +201,24 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+/// More tokens than one task takes: what the tasks sum up is the same whoever does them.
+#[test]
+fn a_performer_of_many_tokens() {
+    let (n, width, features) = (700, 40, 33);
+    let packed = Tensor::new(&[2, n, 3 * width], values(2 * n * 3 * width, 3)).unwrap();
+    let w = Tensor::new(&[features, width], values(features * width, 4)).unwrap();
+    let want = Reference::new().performer(&packed, &w).unwrap();
+    for instructions in Instructions::ALL.into_iter().filter(|instructions| instructions.available()) {
+        let on = |threads| Hosted(Cpu::with(threads, instructions).unwrap()).performer(&packed, &w).unwrap();
+        let got = on(1);
+        for (got, want) in got.data().iter().zip(want.data()) {
+            // Means of values of up to a half, by weights that are sums over 700 tokens in another order.
+            assert!((got - want).abs() < 1e-5, "{got} instead of {want}, {instructions:?}");
+        }
+        assert!(on(2) == got && on(5) == got, "{instructions:?}");
     }
 }
 

@@ -14,24 +14,24 @@ use crate::{
 };
 
 /// Row blocks of a tile of the map.
-const BLOCKS: usize = 2;
+pub(super) const BLOCKS: usize = 2;
 /// Rows of a tile at most, for any instruction set.
-const TILE_ROWS: usize = 14 * BLOCKS;
+pub(super) const TILE_ROWS: usize = 14 * BLOCKS;
 /// Tasks there should be at least: few heads are cut into runs of queries. No function of the number of threads, because the
 /// sums of received attention depend on it.
-const TASKS: usize = 8;
+pub(super) const TASKS: usize = 8;
 
 /// Checked extents of packed heads.
 #[derive(Clone, Copy)]
-struct Extents {
-    batch: usize,
-    tokens: usize,
+pub(super) struct Extents {
+    pub(super) batch: usize,
+    pub(super) tokens: usize,
     /// Values from one token to the next.
-    stride: usize,
+    pub(super) stride: usize,
     /// Width of one part: H·D.
-    width: usize,
-    heads: usize,
-    head_dim: usize,
+    pub(super) width: usize,
+    pub(super) heads: usize,
+    pub(super) head_dim: usize,
 }
 
 impl Extents {
@@ -53,8 +53,32 @@ impl Extents {
         Ok(Self { batch, tokens, stride, width, heads: heads.heads, head_dim: heads.head_dim })
     }
 
+    /// Those of queries and keys whose map is folded over a plan for the values of its groups.
+    pub(super) fn reduced(qk: &Heads<'_, Tensor>, values: &Tensor, plan: &Plan) -> Result<Self> {
+        const OP: &str = "attention_reduced";
+        let e = Self::new(OP, qk, 2)?;
+        let m = plan.tokens_out();
+        if m == 0 {
+            return Err(Error::argument(OP, "the plan leaves no token to attend to"));
+        }
+        expect_shape(OP, "values", values, &[e.batch, m, e.width])?;
+        if (plan.batch(), plan.tokens_in()) != (e.batch, e.tokens) {
+            return Err(Error::argument(
+                OP,
+                format!(
+                    "the plan takes {} images of {} tokens, not {} of {}",
+                    plan.batch(),
+                    plan.tokens_in(),
+                    e.batch,
+                    e.tokens
+                ),
+            ));
+        }
+        Ok(e)
+    }
+
     /// Tokens, rounded up to whole panels: the length of a row of the map.
-    fn row(&self) -> usize {
+    pub(super) fn row(&self) -> usize {
         self.tokens.next_multiple_of(PANEL)
     }
 
@@ -64,8 +88,12 @@ impl Extents {
     }
 }
 
+/// Values of maps that are kept for [`attention_of_map`] at most, in all images: more would be fetched from further away than it
+/// takes to compute them again.
+const KEPT_VALUES: usize = 4 << 20;
+
 /// What is made of the map.
-enum Values<'a> {
+pub(super) enum Values<'a> {
     /// Nothing but scores.
     None,
     /// Values packed behind queries and keys.
@@ -83,7 +111,7 @@ pub(super) fn attention(
     let e = Extents::new("attention", qkv, 3)?;
     let shape = [e.batch, e.tokens, e.width];
     let mut out = context.pool.take(addressable("attention", shape)?);
-    let scores = run(context, qkv, e, request, &Values::Packed, out.make_mut());
+    let scores = run(context, qkv, e, request, &Values::Packed, out.make_mut(), None);
     Ok((Tensor::pooled(shape, out), scores))
 }
 
@@ -94,7 +122,25 @@ pub(super) fn attention_scores(
     request: ScoreRequest,
 ) -> Result<Scores<Tensor>> {
     let e = Extents::new("attention_scores", qk, 2)?;
-    Ok(run(context, qk, e, request, &Values::None, &mut []))
+    Ok(run(context, qk, e, request, &Values::None, &mut [], None))
+}
+
+/// [`Backend::attention_scores_and_map`](crate::backend::Backend::attention_scores_and_map). A row of the map is as long as whole
+/// panels; what is behind the last token is 0 in the last vector and anything behind that.
+pub(super) fn attention_scores_and_map(
+    context: &Context,
+    qk: &Heads<'_, Tensor>,
+    request: ScoreRequest,
+) -> Result<(Scores<Tensor>, Option<Tensor>)> {
+    let e = Extents::new("attention_scores", qk, 2)?;
+    let shape = [e.batch, e.heads, e.tokens, e.row()];
+    let len = shape.iter().try_fold(1_usize, |len, &extent| len.checked_mul(extent));
+    let Some(len) = len.filter(|&len| len <= KEPT_VALUES) else {
+        return Ok((run(context, qk, e, request, &Values::None, &mut [], None), None));
+    };
+    let mut map = context.pool.take(len);
+    let scores = run(context, qk, e, request, &Values::None, &mut [], Some(map.make_mut()));
+    Ok((scores, Some(Tensor::pooled(shape, map))))
 }
 
 /// [`Backend::attention_reduced`](crate::backend::Backend::attention_reduced) with weighted pooling: the product comes first,
@@ -105,33 +151,16 @@ pub(super) fn attention_grouped(
     values: &Tensor,
     plan: &Plan,
 ) -> Result<Tensor> {
-    const OP: &str = "attention_reduced";
-    let e = Extents::new(OP, qk, 2)?;
-    let m = plan.tokens_out();
-    if m == 0 {
-        return Err(Error::argument(OP, "the plan leaves no token to attend to"));
-    }
-    expect_shape(OP, "values", values, &[e.batch, m, e.width])?;
-    if (plan.batch(), plan.tokens_in()) != (e.batch, e.tokens) {
-        return Err(Error::argument(
-            OP,
-            format!(
-                "the plan takes {} images of {} tokens, not {} of {}",
-                plan.batch(),
-                plan.tokens_in(),
-                e.batch,
-                e.tokens
-            ),
-        ));
-    }
+    let e = Extents::reduced(qk, values, plan)?;
     let shape = [e.batch, e.tokens, e.width];
-    let mut out = context.pool.take(addressable(OP, shape)?);
+    let mut out = context.pool.take(addressable("attention_reduced", shape)?);
     let values = values.view();
-    run(context, qk, e, ScoreRequest::default(), &Values::Groups(&values, plan), out.make_mut());
+    run(context, qk, e, ScoreRequest::default(), &Values::Groups(&values, plan), out.make_mut(), None);
     super::merge::pool_tokens(context, &Tensor::pooled(shape, out), plan)
 }
 
-/// All heads of all images: scores, and contexts into `out` (B, N, H·D) unless there are no values.
+/// All heads of all images: scores, contexts into `out` (B, N, H·D) unless there are no values, and the softmax rows into `kept`
+/// (B, H, N, row) if somebody wants them.
 fn run(
     context: &Context,
     heads: &Heads<'_, Tensor>,
@@ -139,6 +168,7 @@ fn run(
     request: ScoreRequest,
     values: &Values<'_>,
     out: &mut [f32],
+    kept: Option<&mut [f32]>,
 ) -> Scores<Tensor> {
     let pool = &context.pool;
     let (n, row, runs, count) = (e.tokens, e.row(), e.runs(), e.batch * e.heads);
@@ -156,6 +186,7 @@ fn run(
     let scratch_len = key_values + value_values + query_values + 2 * TILE_ROWS * row;
     let mut scratch = pool.take(context.threads.count() * scratch_len);
     let (scratches, out) = (Shared::of(scratch.make_mut()), Shared::of(out));
+    let kept = kept.map(Shared::of);
     context.threads.run(count * runs, |thread, task| {
         let (index, run) = (task / runs, task % runs);
         let (image, head) = (index / e.heads, index % e.heads);
@@ -196,7 +227,11 @@ fn run(
             let queries = &image_rows[first * e.stride + head * e.head_dim..];
             let queries = Rows { data: queries, count: last - first, stride: e.stride };
             let queries = pack_blocks(context.kernels, queries, e.head_dim, blocks);
-            let inverse = map.rows(queries, first == 0);
+            let kept = kept.as_ref().map(|kept| {
+                // SAFETY: each task has queries of a head of its own.
+                unsafe { kept.part((index * n + first) * row, (last - first) * row) }
+            });
+            let inverse = map.rows(queries, first == 0, kept);
             if with_values {
                 let panels = Panels { data: value_panels, depth: n, columns: e.head_dim };
                 let at = (image * n + first) * e.width + head * e.head_dim;
@@ -226,7 +261,7 @@ fn run(
 }
 
 /// What is added to each key's scores, (B, row): the logarithm of its size, `-inf` behind the last token.
-fn biases(context: &Context, heads: &Heads<'_, Tensor>, e: Extents) -> super::pool::Buffer {
+pub(super) fn biases(context: &Context, heads: &Heads<'_, Tensor>, e: Extents) -> super::pool::Buffer {
     let row = e.row();
     let mut biases = context.pool.take(e.batch * row);
     let sizes = heads.sizes.map(Tensor::view);
@@ -247,7 +282,7 @@ fn biases(context: &Context, heads: &Heads<'_, Tensor>, e: Extents) -> super::po
     biases
 }
 
-fn pack_keys(context: &Context, e: Extents, image: &[f32], head: usize, to: &mut [f32]) {
+pub(super) fn pack_keys(context: &Context, e: Extents, image: &[f32], head: usize, to: &mut [f32]) {
     for (panel, to) in to.chunks_exact_mut(e.head_dim * PANEL).enumerate() {
         let (first, last) = (panel * PANEL, e.tokens.min((panel + 1) * PANEL));
         let from = first * e.stride + e.width + head * e.head_dim;
@@ -256,7 +291,14 @@ fn pack_keys(context: &Context, e: Extents, image: &[f32], head: usize, to: &mut
     }
 }
 
-fn pack_values(e: Extents, rows: &[f32], image: usize, head: usize, values: &Values<'_>, to: &mut [f32]) {
+pub(super) fn pack_values(
+    e: Extents,
+    rows: &[f32],
+    image: usize,
+    head: usize,
+    values: &Values<'_>,
+    to: &mut [f32],
+) {
     for (panel, to) in to.chunks_exact_mut(e.tokens * PANEL).enumerate() {
         let column = head * e.head_dim + panel * PANEL;
         let width = PANEL.min(e.head_dim - panel * PANEL);
@@ -280,25 +322,30 @@ fn pack_values(e: Extents, rows: &[f32], image: usize, head: usize, values: &Val
 }
 
 /// The map of one head, a tile of rows at a time.
-struct Map<'a> {
-    context: &'a Context,
+pub(super) struct Map<'a> {
+    pub(super) context: &'a Context,
     /// (D, N).
-    keys: Panels<'a>,
+    pub(super) keys: Panels<'a>,
     /// A row: added to the scaled products.
-    bias: &'a [f32],
-    scale: f32,
-    class: Option<&'a mut [f32]>,
-    received: Option<&'a mut [f32]>,
+    pub(super) bias: &'a [f32],
+    pub(super) scale: f32,
+    pub(super) class: Option<&'a mut [f32]>,
+    pub(super) received: Option<&'a mut [f32]>,
     /// (queries, row).
-    scores: &'a mut [f32],
+    pub(super) scores: &'a mut [f32],
     /// Their exponentials, in blocks.
-    exponentials: &'a mut [f32],
+    pub(super) exponentials: &'a mut [f32],
 }
 
 impl Map<'_> {
     /// Makes the exponentials of the scores of some queries, the class token's first if `class`; returns what makes softmax
-    /// rows of them.
-    fn rows(&mut self, queries: Blocks<'_>, class: bool) -> [f32; TILE_ROWS] {
+    /// rows of them, which go to `kept` (queries, row).
+    pub(super) fn rows(
+        &mut self,
+        queries: Blocks<'_>,
+        class: bool,
+        kept: Option<&mut [f32]>,
+    ) -> [f32; TILE_ROWS] {
         let (row, n) = (self.bias.len(), self.keys.columns);
         let kernels = self.context.kernels;
         kernels.run(Product {
@@ -317,6 +364,7 @@ impl Map<'_> {
             scale: self.scale,
             inverse: &mut inverse,
             received: self.received.as_deref_mut(),
+            kept,
         });
         if let (true, Some(scores)) = (class, &mut self.class) {
             // The first row's values lie as far apart as its block has rows.
@@ -352,6 +400,8 @@ struct Softmax<'a> {
     inverse: &'a mut [f32],
     /// The columns of the softmax are added here.
     received: Option<&'a mut [f32]>,
+    /// Its rows go here, as long as `bias`.
+    kept: Option<&'a mut [f32]>,
 }
 
 impl Kernel for Softmax<'_> {
@@ -359,7 +409,7 @@ impl Kernel for Softmax<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { scores, map, tokens, bias, scale, inverse, mut received } = self;
+        let Self { scores, map, tokens, bias, scale, inverse, mut received, mut kept } = self;
         let scale = s.splat(scale);
         // Whole vectors only: what is behind the last one is not looked at by anyone.
         let used = tokens.next_multiple_of(S::LANES);
@@ -396,6 +446,13 @@ impl Kernel for Softmax<'_> {
                     for (y, at) in received.chunks_exact_mut(S::LANES).zip((0..).step_by(S::LANES)) {
                         let y_new = s.fma(s.load(&map[place(at)..]), inverse, s.load(y));
                         s.store(y, y_new);
+                    }
+                }
+                if let Some(kept) = &mut kept {
+                    let inverse = s.splat(*inverse);
+                    let kept = &mut kept[row * length..][..used];
+                    for (y, at) in kept.chunks_exact_mut(S::LANES).zip((0..).step_by(S::LANES)) {
+                        s.store(y, s.mul(s.load(&map[place(at)..]), inverse));
                     }
                 }
             }

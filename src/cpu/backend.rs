@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use super::{
-    Context, Cpu, Plan, Tensor, attention, linear, matching, merge, norm, patch, readout, select, stem,
-    timing::Kind,
+    Context, Cpu, Plan, Tensor, attention, cluster, folded, kept, linear, matching, merge, norm, patch,
+    performer, predictor, readout, score, select, stem, timing::Kind, windows,
 };
 use crate::{
     Images, Result, TokenPlan,
@@ -13,7 +13,6 @@ use crate::{
         Predictor, ScoreRequest, Scores, Select, Window,
     },
     model::Activation,
-    reference,
 };
 
 impl Cpu {
@@ -27,18 +26,6 @@ impl Cpu {
         let shape = super::tensor::Shape::new(tensor.shape())?;
         Ok(Tensor::pooled(shape, self.context.pool.copy(tensor.data())))
     }
-}
-
-/// An affine layer in host memory.
-fn host_linear(layer: &Linear<Tensor>) -> Result<Linear<crate::Tensor>> {
-    let bias = layer.bias.as_ref().map(|bias| bias.view().to_host()).transpose()?;
-    Ok(Linear { weight: layer.weight.view().to_host()?, bias })
-}
-
-/// A norm in host memory.
-fn host_norm(norm: &Norm<Tensor>) -> Result<Norm<crate::Tensor>> {
-    let bias = norm.bias.as_ref().map(|bias| bias.view().to_host()).transpose()?;
-    Ok(Norm { weight: norm.weight.view().to_host()?, bias, eps: norm.eps })
 }
 
 impl Backend for Cpu {
@@ -121,6 +108,30 @@ impl Backend for Cpu {
         self.timed(Kind::Attention, |context| attention::attention_scores(context, qk, scores))
     }
 
+    fn attention_scores_and_map(
+        &self,
+        qk: &Heads<'_, Tensor>,
+        scores: ScoreRequest,
+    ) -> Result<(Scores<Tensor>, Option<Tensor>)> {
+        self.timed(Kind::Attention, |context| attention::attention_scores_and_map(context, qk, scores))
+    }
+
+    fn attention_reduced_of(
+        &self,
+        map: Option<&Tensor>,
+        qk: &Heads<'_, Tensor>,
+        values: &Tensor,
+        plan: &Plan,
+        pooling: Pooling,
+    ) -> Result<Tensor> {
+        match map {
+            Some(map) if pooling == Pooling::Weighted => {
+                self.timed(Kind::Attention, |context| kept::attention_of_map(context, map, qk, values, plan))
+            }
+            _ => self.attention_reduced(qk, values, plan, pooling),
+        }
+    }
+
     fn attention_reduced(
         &self,
         qk: &Heads<'_, Tensor>,
@@ -128,17 +139,10 @@ impl Backend for Cpu {
         plan: &Plan,
         pooling: Pooling,
     ) -> Result<Tensor> {
-        if pooling == Pooling::Weighted {
-            return self
-                .timed(Kind::Attention, |context| attention::attention_grouped(context, qk, values, plan));
-        }
-        let (packed, sizes) = (qk.packed.view(), qk.sizes.map(Tensor::view));
-        let Heads { heads, head_dim, scale, .. } = *qk;
-        let view = Heads { packed: &packed, heads, head_dim, scale, sizes: sizes.as_ref() };
-        let values = values.view();
-        let reduced =
-            self.plain()?.run(|| reference::attention::attention_reduced(&view, &values, plan, pooling))?;
-        self.adopt(&reduced)
+        self.timed(Kind::Attention, |context| match pooling {
+            Pooling::Weighted => attention::attention_grouped(context, qk, values, plan),
+            Pooling::Max => folded::attention_folded(context, qk, values, plan),
+        })
     }
 
     fn matching(&self, matching: &Matching<'_, Tensor>) -> Result<Plan> {
@@ -146,44 +150,23 @@ impl Backend for Cpu {
     }
 
     fn keep_scores(&self, x: &Tensor, predictor: &Predictor<Tensor>, special: usize) -> Result<Tensor> {
-        let predictor = Predictor {
-            norm: host_norm(&predictor.norm)?,
-            hidden: host_linear(&predictor.hidden)?,
-            first: host_linear(&predictor.first)?,
-            second: host_linear(&predictor.second)?,
-            last: host_linear(&predictor.last)?,
-        };
-        let x = x.view().to_host()?;
-        self.timed(Kind::Rest, |_| self.adopt(&self.plain()?.keep_scores(&x, &predictor, special)?))
+        self.timed(Kind::Scores, |context| predictor::keep_scores(context, x, predictor, special))
     }
 
     fn keep_in_place(&self, keep: &KeepInPlace<'_, Tensor>) -> Result<Plan> {
-        let scores = keep.scores.view();
-        let KeepInPlace { special, keep, masked, .. } = *keep;
-        let plan = self
-            .plain()?
-            .run(|| reference::select::in_place(&KeepInPlace { scores: &scores, special, keep, masked }))?;
-        Ok(Plan::new(plan, &self.context.pool))
+        self.timed(Kind::Select, |context| select::in_place(context, keep))
     }
 
     fn token_scores(&self, x: &Tensor, selector: &Linear<Tensor>, noise: Option<&Tensor>) -> Result<Tensor> {
-        let noise = noise.map(|noise| noise.view().to_host()).transpose()?;
-        let (x, selector) = (x.view().to_host()?, host_linear(selector)?);
-        self.timed(Kind::Rest, |_| self.adopt(&self.plain()?.token_scores(&x, &selector, noise.as_ref())?))
+        self.timed(Kind::Scores, |context| score::token_scores(context, x, selector, noise))
     }
 
     fn cluster(&self, cluster: &Cluster<'_, Tensor>) -> Result<Plan> {
-        let (tokens, class_scores) =
-            (cluster.tokens.view().to_host()?, cluster.class_scores.view().to_host()?);
-        let Cluster { special, keep, inattentive, .. } = *cluster;
-        let view = Cluster { tokens: &tokens, class_scores: &class_scores, special, keep, inattentive };
-        Ok(Plan::new(self.plain()?.cluster(&view)?, &self.context.pool))
+        self.timed(Kind::Cluster, |context| cluster::cluster(context, cluster))
     }
 
     fn pool_windows(&self, x: &Tensor, special: usize, grid: [usize; 2], scale: usize) -> Result<Tensor> {
-        self.timed(Kind::Rest, |_| {
-            self.adopt(&self.plain()?.pool_windows(&x.view().to_host()?, special, grid, scale)?)
-        })
+        self.timed(Kind::Windows, |context| windows::pool_windows(context, x, special, grid, scale))
     }
 
     fn add_windows(
@@ -194,8 +177,7 @@ impl Backend for Cpu {
         grid: [usize; 2],
         scale: usize,
     ) -> Result<Tensor> {
-        let (x, pooled) = (x.view().to_host()?, pooled.view().to_host()?);
-        self.timed(Kind::Rest, |_| self.adopt(&self.plain()?.add_windows(x, &pooled, special, grid, scale)?))
+        self.timed(Kind::Windows, |context| windows::add_windows(context, x, pooled, special, grid, scale))
     }
 
     fn select(&self, select: &Select<'_, Tensor>) -> Result<Plan> {
@@ -214,8 +196,7 @@ impl Backend for Cpu {
     }
 
     fn unmerge(&self, x: &Tensor, plan: &Plan) -> Result<Tensor> {
-        let x = x.view();
-        self.timed(Kind::Rest, |_| self.adopt(&self.plain()?.run(|| reference::merge::unmerge(&x, plan))?))
+        self.timed(Kind::Merge, |context| merge::unmerge(context, x, plan))
     }
 
     fn tokens(&self, x: &Tensor, range: Range<usize>) -> Result<Tensor> {
@@ -227,11 +208,11 @@ impl Backend for Cpu {
     }
 
     fn columns(&self, x: &Tensor, range: Range<usize>) -> Result<Tensor> {
-        self.adopt(&self.plain()?.columns(&x.view().to_host()?, range)?)
+        self.timed(Kind::Readout, |context| patch::columns(context, x, range))
     }
 
     fn performer(&self, packed: &Tensor, w: &Tensor) -> Result<Tensor> {
-        self.adopt(&self.plain()?.performer(&packed.view().to_host()?, &w.view().to_host()?)?)
+        self.timed(Kind::Performer, |context| performer::performer(context, packed, w))
     }
 
     fn max_tokens(&self, x: &Tensor, sizes: Option<&Tensor>, first: usize) -> Result<Tensor> {

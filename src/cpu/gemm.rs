@@ -282,6 +282,9 @@ impl Kernel for Product<'_> {
         assert!(finish.bias.is_none_or(|bias| bias.len() >= columns.end));
         assert!(finish.scales.is_none_or(|scales| scales.len() >= a.count));
         let wide = 2 * S::LANES;
+        let blocks = a.count.div_ceil(S::ROWS);
+        // Lines of the next panel that each block asks for in each of its steps.
+        let (steps, lines) = (depth.div_ceil(LINE), PANEL.div_ceil(blocks));
         let mut edge = [0.0; PANEL * 16];
         let mut at = columns.start / wide * wide;
         while at < columns.end {
@@ -292,8 +295,13 @@ impl Kernel for Product<'_> {
             if let Some(all) = finish.bias {
                 bias[valid.start - at..valid.end - at].copy_from_slice(&all[valid.clone()]);
             }
-            for block in cut::<S>(a.count) {
+            // The panel after this one, the first one again after the last.
+            let next = if at + wide < columns.end { at + wide } else { columns.start };
+            let next = (next % PANEL == 0).then(|| b.data.as_ptr().wrapping_add(next * depth));
+            for (number, block) in cut::<S>(a.count).enumerate() {
                 let (row, rows) = (block.start, block.len());
+                let asked = number * steps * lines * LINE;
+                let soon = next.filter(|_| asked < depth * PANEL).map(|next| next.wrapping_add(asked));
                 // SAFETY: by the assertions above the block's rows lie in `a`, the tile's columns in the panel
                 // that `at` falls into (PANEL is a multiple of the tile's width), and the valid columns of these rows
                 // in `out`, which is this kernel's own. A tile that is not whole goes to a buffer of its own.
@@ -303,7 +311,8 @@ impl Kernel for Product<'_> {
                     let to = out.pointer.add(row * out.stride + valid.start - columns.start);
                     let scales = finish.scales.map(|scales| &scales[row..row + rows]);
                     let activation = finish.activation;
-                    let tile = Tile { a, b, depth, bias: &bias, activation, scales };
+                    let soon = soon.map_or((b, 0), |soon| (soon, lines));
+                    let tile = Tile { a, b, depth, soon, bias: &bias, activation, scales };
                     // One call: all tiles are inlined into each.
                     let (c, stride, add) =
                         if whole { (to, out.stride, finish.add) } else { (edge.as_mut_ptr(), PANEL, false) };
@@ -329,6 +338,8 @@ struct Tile<'a> {
     a: *const f32,
     b: *const f32,
     depth: usize,
+    /// What will be read soon, from far away, and how many cache lines of it to ask for in each step.
+    soon: (*const f32, usize),
     bias: &'a [f32; PANEL],
     activation: Option<Activation>,
     scales: Option<&'a [f32]>,
@@ -405,7 +416,12 @@ impl Tile<'_> {
                 }
             }
             let (mut a, mut b) = (self.a, self.b);
+            let (mut soon, lines) = self.soon;
             for chunk in (0..self.depth).step_by(LINE) {
+                for _ in 0..lines {
+                    s.expect_read_soon(soon);
+                    soon = soon.wrapping_add(LINE);
+                }
                 for p in 0..LINE.min(self.depth - chunk) {
                     let mut right = [s.splat(0.0); N];
                     for j in 0..N {

@@ -75,6 +75,36 @@ pub(super) fn merge(
     })
 }
 
+/// [`Backend::unmerge`](crate::backend::Backend::unmerge).
+pub(super) fn unmerge(context: &Context, x: &Tensor, plan: &Plan) -> Result<Tensor> {
+    let [batch, m, width] = tokens_shape("unmerge", "x", x)?;
+    if (plan.batch(), plan.tokens_out()) != (batch, m) {
+        return Err(Error::argument(
+            "unmerge",
+            format!(
+                "the plan gives {} images of {} tokens, not {batch} of {m}",
+                plan.batch(),
+                plan.tokens_out()
+            ),
+        ));
+    }
+    let n = plan.tokens_in();
+    let mut out = context.pool.take(addressable("unmerge", [batch, n, width])?);
+    let (x, shared) = (x.view(), Shared::of(out.make_mut()));
+    context.threads.run(batch, |_, image| {
+        // SAFETY: each image is one task's.
+        let out = unsafe { shared.part(image * n * width, n * width) };
+        // Nothing comes back for dropped tokens.
+        out.fill(0.0);
+        for (group, row) in x[image * m * width..(image + 1) * m * width].chunks_exact(width).enumerate() {
+            for &member in plan.group(image, group).0 {
+                out[member as usize * width..][..width].copy_from_slice(row);
+            }
+        }
+    });
+    Ok(Tensor::pooled([batch, n, width], out))
+}
+
 /// The weighted sums of tokens, (B, N, C) → (B, M, C), nothing else.
 pub(super) fn pool_tokens(context: &Context, x: &Tensor, plan: &Plan) -> Result<Tensor> {
     merge(context, x, None, plan, Pooling::Weighted, None).map(|merged| merged.tokens)

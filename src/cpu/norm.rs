@@ -4,6 +4,7 @@ use super::{
     Context, Tensor,
     check::{expect_shape, tokens_shape},
     pack::Shared,
+    pool::Buffer,
     simd::{Kernel, Simd},
 };
 use crate::{Error, Result, backend::Norm};
@@ -21,20 +22,43 @@ pub(super) fn check(norm: &Norm<Tensor>, width: usize) -> Result<()> {
 
 /// [`Backend::layer_norm`](crate::backend::Backend::layer_norm).
 pub(super) fn layer_norm(context: &Context, x: &Tensor, norm: &Norm<Tensor>) -> Result<Tensor> {
-    let width = x.width();
+    check(norm, x.width())?;
+    Ok(Tensor::pooled(x.shape, normalised(context, x, [1, x.rows()], 0, norm)))
+}
+
+/// LayerNorm of the tokens from `first` on, (B, N, C) → (B, N - `first`, C).
+pub(super) fn layer_norm_from(
+    context: &Context,
+    x: &Tensor,
+    first: usize,
+    norm: &Norm<Tensor>,
+) -> Result<Tensor> {
+    let [batch, n, width] = tokens_shape("layer_norm", "x", x)?;
     check(norm, width)?;
+    let first = first.min(n);
+    Ok(Tensor::pooled([batch, n - first, width], normalised(context, x, [batch, n], first, norm)))
+}
+
+/// The norms of the rows of `batch` images of `n` tokens, without each image's first ones.
+fn normalised(
+    context: &Context,
+    x: &Tensor,
+    [batch, n]: [usize; 2],
+    first: usize,
+    norm: &Norm<Tensor>,
+) -> Buffer {
+    let (width, count) = (x.width(), n - first);
     let (input, weight, bias) = (x.view(), norm.weight.view(), norm.bias.as_ref().map(Tensor::view));
-    let mut out = context.pool.take(input.len());
-    let rows = x.rows();
+    let rows = batch * count;
+    let mut out = context.pool.take(rows * width);
     let shared = Shared::of(out.make_mut());
     context.threads.run(rows.div_ceil(TASK_ROWS), |_, task| {
-        let (first, last) = (task * TASK_ROWS, rows.min((task + 1) * TASK_ROWS));
-        // SAFETY: each task has rows of its own.
-        let out = unsafe { shared.part(first * width, (last - first) * width) };
-        let x = &input[first * width..last * width];
-        for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+        for row in task * TASK_ROWS..rows.min((task + 1) * TASK_ROWS) {
+            let from = (row / count * n + first + row % count) * width;
+            // SAFETY: each row is one task's.
+            let out = unsafe { shared.part(row * width, width) };
             context.kernels.run(Normalise {
-                row: x,
+                row: &input[from..from + width],
                 weight: &weight,
                 bias: bias.as_deref(),
                 eps: norm.eps,
@@ -42,7 +66,7 @@ pub(super) fn layer_norm(context: &Context, x: &Tensor, norm: &Norm<Tensor>) -> 
             });
         }
     });
-    Ok(Tensor::pooled(x.shape, out))
+    out
 }
 
 /// [`Backend::head_norm`](crate::backend::Backend::head_norm).

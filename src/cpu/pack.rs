@@ -1,7 +1,8 @@
 //! Weights in the order in which products read them.
 
 use super::{
-    pool::{Line, lines},
+    memory::Lines,
+    pool::lines,
     simd::{Kernel, Kernels, Simd},
     threads::Threads,
 };
@@ -26,7 +27,7 @@ pub(super) fn panel_values(depth: usize, columns: usize) -> usize {
 /// A weight, packed: that of an affine layer (outputs, inputs) or one that is a right factor as it stands (inputs, outputs). Its
 /// outputs are the columns.
 pub(super) struct Packed {
-    lines: Vec<Line>,
+    lines: Lines,
     /// It was (outputs, inputs).
     transposed: bool,
     inputs: usize,

@@ -130,6 +130,21 @@ pub(super) fn tokens(context: &Context, x: &Tensor, range: Range<usize>) -> Resu
     Ok(Tensor::pooled([batch, count, width], out))
 }
 
+/// [`Backend::columns`](crate::backend::Backend::columns).
+pub(super) fn columns(context: &Context, x: &Tensor, range: Range<usize>) -> Result<Tensor> {
+    let [batch, n, width] = tokens_shape("columns", "x", x)?;
+    if range.start >= range.end || range.end > width {
+        return Err(Error::argument("columns", format!("columns {range:?} are not among {width}")));
+    }
+    let count = range.len();
+    let mut out = context.pool.take(batch * n * count);
+    let x = x.view();
+    for (out, row) in out.make_mut().chunks_exact_mut(count).zip(x.chunks_exact(width)) {
+        out.copy_from_slice(&row[range.clone()]);
+    }
+    Ok(Tensor::pooled([batch, n, count], out))
+}
+
 /// [`Backend::mean_tokens`](crate::backend::Backend::mean_tokens).
 pub(super) fn mean_tokens(
     context: &Context,

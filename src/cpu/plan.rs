@@ -99,26 +99,53 @@ impl Image<'_> {
     }
 }
 
-/// A plan that `write` describes image by image, each on one thread; it is told which.
-pub(super) fn build(
-    context: &Context,
-    [batch, n, m]: [usize; 3],
-    write: impl Fn(usize, usize, Image<'_>) + Sync,
-) -> Plan {
+/// The parts of a plan that is being written.
+pub(super) struct Images<'a> {
+    n: usize,
+    m: usize,
+    offsets: Shared<'a, i32>,
+    members: Shared<'a, i32>,
+    weights: Shared<'a, f32>,
+}
+
+impl Images<'_> {
+    /// The part that describes one image.
+    ///
+    /// # Safety
+    /// Nobody else has this image's.
+    pub(super) unsafe fn part(&self, image: usize) -> Image<'_> {
+        let Self { n, m, .. } = *self;
+        // SAFETY: the caller's promise.
+        unsafe {
+            Image {
+                offsets: self.offsets.part(image * (m + 1), m + 1),
+                members: self.members.part(image * n, n),
+                weights: self.weights.part(image * n, n),
+            }
+        }
+    }
+}
+
+/// A plan of `[batch, n, m]` that `write` describes, image by image in whatever order.
+pub(super) fn written(context: &Context, [batch, n, m]: [usize; 3], write: impl FnOnce(&Images<'_>)) -> Plan {
     let mut parts = context.pool.take_plan(batch * (m + 1), batch * n);
     let PlanParts { offsets, members, weights } = &mut parts;
     let (offsets, members, weights) = (Shared::of(offsets), Shared::of(members), Shared::of(weights));
-    context.threads.run(batch, |thread, image| {
-        // SAFETY: each task has an image of its own.
-        let image_part = unsafe {
-            Image {
-                offsets: offsets.part(image * (m + 1), m + 1),
-                members: members.part(image * n, n),
-                weights: weights.part(image * n, n),
-            }
-        };
-        write(thread, image, image_part);
-    });
+    write(&Images { n, m, offsets, members, weights });
     let PlanParts { offsets, members, weights } = parts;
     Plan::new(TokenPlan::from_parts(batch, n, m, offsets, members, weights), &context.pool)
+}
+
+/// A plan that `write` describes image by image, each on one thread; it is told which.
+pub(super) fn build(
+    context: &Context,
+    extents: [usize; 3],
+    write: impl Fn(usize, usize, Image<'_>) + Sync,
+) -> Plan {
+    written(context, extents, |images| {
+        context.threads.run(extents[0], |thread, image| {
+            // SAFETY: each task has an image of its own.
+            write(thread, image, unsafe { images.part(image) });
+        });
+    })
 }

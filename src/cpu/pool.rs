@@ -7,6 +7,8 @@ use std::{
 
 use bytemuck::{Pod, Zeroable};
 
+use super::memory::Lines;
+
 /// A cache line: buffers start at one.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
@@ -15,9 +17,46 @@ pub(super) struct Line([f32; LINE]);
 /// Values in a cache line.
 pub(super) const LINE: usize = 16;
 
-/// Zeros, aligned to cache lines.
-pub(super) fn lines(values: usize) -> Vec<Line> {
-    vec![Line([0.0; LINE]); values.div_ceil(LINE)]
+/// Zeros, aligned to cache lines, for as long as a weight lasts.
+pub(super) fn lines(values: usize) -> Lines {
+    Lines::beside_others(values.div_ceil(LINE))
+}
+
+/// Zeros in the heap.
+pub(super) fn zeros(lines: usize) -> Vec<Line> {
+    vec![Line([0.0; LINE]); lines]
+}
+
+/// The memory of buffers: large ones in huge pages.
+enum Block {
+    Small(Vec<Line>),
+    Large(Lines),
+}
+
+impl Block {
+    fn new(lines: usize) -> Self {
+        if Lines::are_large(lines) { Self::Large(Lines::alone(lines)) } else { Self::Small(zeros(lines)) }
+    }
+}
+
+impl Deref for Block {
+    type Target = [Line];
+
+    fn deref(&self) -> &[Line] {
+        match self {
+            Self::Small(lines) => lines,
+            Self::Large(lines) => lines,
+        }
+    }
+}
+
+impl DerefMut for Block {
+    fn deref_mut(&mut self) -> &mut [Line] {
+        match self {
+            Self::Small(lines) => lines,
+            Self::Large(lines) => lines,
+        }
+    }
 }
 
 /// Buffers that nobody uses at the moment, by size class; shared by all tensors that came from it.
@@ -36,7 +75,7 @@ pub(super) struct PlanParts {
 }
 
 /// Free blocks of each size class.
-type Classes = Vec<Vec<Arc<Vec<Line>>>>;
+type Classes = Vec<Vec<Arc<Block>>>;
 
 /// The number of a size class and the lines its blocks have: four classes to each doubling. Blocks are handed out within
 /// their class only, so a pass that is repeated finds what it gave back.
@@ -55,7 +94,7 @@ impl Pool {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let block = free.get_mut(class).and_then(Vec::pop);
         drop(free);
-        let block = block.unwrap_or_else(|| Arc::new(vec![Line([0.0; LINE]); lines]));
+        let block = block.unwrap_or_else(|| Arc::new(Block::new(lines)));
         Buffer { block: Some(block), len, pool: self.clone() }
     }
 
@@ -66,7 +105,7 @@ impl Pool {
         buffer
     }
 
-    fn give_back(&self, block: Arc<Vec<Line>>) {
+    fn give_back(&self, block: Arc<Block>) {
         let (class, _) = class(block.len());
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         if free.len() <= class {
@@ -119,7 +158,7 @@ impl Pool {
 /// Some values of a block, shared by clones.
 pub(super) struct Buffer {
     /// Always there until the buffer is dropped.
-    block: Option<Arc<Vec<Line>>>,
+    block: Option<Arc<Block>>,
     len: usize,
     pool: Pool,
 }
@@ -131,7 +170,7 @@ impl Buffer {
         if shared {
             *self = self.pool.copy(self);
         }
-        let block = self.block.as_mut().and_then(Arc::get_mut).map_or(&mut [][..], Vec::as_mut_slice);
+        let block = self.block.as_mut().and_then(Arc::get_mut).map_or(&mut [][..], |block| &mut **block);
         &mut bytemuck::cast_slice_mut(block)[..self.len]
     }
 }
@@ -140,7 +179,7 @@ impl Deref for Buffer {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        let block = self.block.as_ref().map_or(&[][..], |block| block.as_slice());
+        let block = self.block.as_ref().map_or(&[][..], |block| &***block);
         &bytemuck::cast_slice(block)[..self.len]
     }
 }

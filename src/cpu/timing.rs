@@ -13,6 +13,10 @@ pub(super) enum Kind {
     Norm,
     Matching,
     Select,
+    Cluster,
+    Scores,
+    Windows,
+    Performer,
     Merge,
     Patches,
     Convolution,
@@ -22,12 +26,16 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    const NAMES: [&str; 11] = [
+    const NAMES: [&str; 15] = [
         "linear",
         "attention",
         "norm",
         "matching",
         "select",
+        "cluster",
+        "scores",
+        "windows",
+        "performer",
         "merge",
         "patches",
         "convolution",

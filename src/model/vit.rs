@@ -457,7 +457,12 @@ impl<B: Backend, M: Method> BlockPass<'_, B, M> {
         let normed = backend.layer_norm(&stream.tokens, &self.block.norm1)?;
         let qk = self.heads(&normed, 0..2)?;
         drop(normed);
-        let scores = backend.attention_scores(&self.view(&qk, stream.sizes.as_ref()), step.scores)?;
+        let view = self.view(&qk, stream.sizes.as_ref());
+        // A map that the reduced tokens attend by is looked at twice.
+        let (scores, map) = match reuse && step.pooling == Pooling::Weighted {
+            true => backend.attention_scores_and_map(&view, step.scores)?,
+            false => (backend.attention_scores(&view, step.scores)?, None),
+        };
         let (merged, plan) =
             self.reduce(&stream, step, Some(&qk), &scores, Some(&self.block.norm1), observer)?;
         drop(scores);
@@ -476,8 +481,8 @@ impl<B: Backend, M: Method> BlockPass<'_, B, M> {
         drop(normed);
         // The map is the one of the tokens before the reduction, their sizes included.
         let view = self.view(&qk, sizes.as_ref());
-        let context = backend.attention_reduced(&view, &values, &plan, step.pooling)?;
-        drop((qk, values, sizes));
+        let context = backend.attention_reduced_of(map.as_ref(), &view, &values, &plan, step.pooling)?;
+        drop((map, qk, values, sizes));
         let Stream { tokens, sizes, count } = reduced;
         let tokens = self.project(&context, tokens)?;
         drop(context);

@@ -57,9 +57,9 @@ impl DynamicVit {
         Ok(Self { keep: keep.unwrap_or(Keep::Rate(0.7)), layers })
     }
 
-    /// The blocks before which tokens are cut.
-    fn cuts(&self, depth: usize) -> Vec<usize> {
-        self.layers.clone().unwrap_or_else(|| quarter_blocks(depth).to_vec())
+    /// The blocks before which tokens are cut, of a model whose [`quarter_blocks`] are `quarters`.
+    fn cuts<'a>(&'a self, quarters: &'a [usize; 3]) -> &'a [usize] {
+        self.layers.as_deref().unwrap_or(quarters)
     }
 
     fn share(&self, cut: usize) -> f64 {
@@ -75,7 +75,7 @@ impl DynamicVit {
     }
 
     pub(super) fn own_weights(&self, host: &Host) -> OwnWeights {
-        OwnWeights { predictors: self.cuts(host.depth).len(), ..OwnWeights::default() }
+        OwnWeights { predictors: self.cuts(&quarter_blocks(host.depth)).len(), ..OwnWeights::default() }
     }
 }
 
@@ -97,7 +97,8 @@ impl fmt::Display for DynamicVit {
 
 impl Method for DynamicVit {
     fn check(&self, host: &Host) -> Result<()> {
-        let cuts = self.cuts(host.depth);
+        let quarters = quarter_blocks(host.depth);
+        let cuts = self.cuts(&quarters);
         if let Some(layer) = cuts.iter().find(|&&layer| layer >= host.depth) {
             return Err(unsuitable(
                 self,
@@ -144,7 +145,7 @@ impl Method for DynamicVit {
     }
 
     fn step(&self, layer: usize, tokens: usize, host: &Host) -> Option<Step> {
-        let cut = self.cuts(host.depth).iter().position(|&cut| cut == layer)?;
+        let cut = self.cuts(&quarter_blocks(host.depth)).iter().position(|&cut| cut == layer)?;
         let n = tokens.saturating_sub(host.special);
         let keep = Self::count(self.share(cut), host.patches());
         let (rows, c) = (n as u64, host.width as u64);
@@ -169,8 +170,8 @@ impl Method for DynamicVit {
     fn plan<B: Backend>(&self, backend: &B, evidence: &Evidence<'_, B>) -> Result<B::Plan> {
         let predictors = &evidence.weights.predictors;
         // Layers ascend: as many cuts lie before this one as there are smaller numbers.
-        let depth = evidence.depth;
-        let cut = self.cuts(depth).iter().filter(|&&cut| cut < evidence.layer).count();
+        let quarters = quarter_blocks(evidence.depth);
+        let cut = self.cuts(&quarters).iter().filter(|&&cut| cut < evidence.layer).count();
         let predictor = predictors.get(cut);
         let predictor = predictor
             .ok_or_else(|| Error::argument("dynamicvit", format!("the model has no predictor {cut}")))?;

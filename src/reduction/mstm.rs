@@ -144,18 +144,13 @@ impl Method for Mstm {
         if self.scales.is_empty() || self.first(host) != Some(layer) {
             return Ok(None);
         }
-        let mut coarse = Vec::with_capacity(self.scales.len());
-        for &scale in &self.scales {
-            let pooled = backend.pool_windows(tokens, host.special, host.grid, scale)?;
-            let projection = weights.projections.iter().find(|(of, _)| *of == scale);
-            coarse.push(match projection {
-                Some((_, projection)) => backend.linear(&pooled, projection.all(), Epilogue::None)?,
-                None => pooled,
-            });
-        }
         let mut fused = tokens.clone();
-        for (&scale, coarse) in self.scales.iter().zip(&coarse) {
-            fused = backend.add_windows(fused, coarse, host.special, host.grid, scale)?;
+        for &scale in &self.scales {
+            let mut coarse = backend.pool_windows(tokens, host.special, host.grid, scale)?;
+            if let Some((_, projection)) = weights.projections.iter().find(|(of, _)| *of == scale) {
+                coarse = backend.linear(&coarse, projection.all(), Epilogue::None)?;
+            }
+            fused = backend.add_windows(fused, &coarse, host.special, host.grid, scale)?;
         }
         Ok(Some(fused))
     }

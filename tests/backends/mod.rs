@@ -204,6 +204,30 @@ impl Backend for Hosted {
         self.down(self.with_heads(qk, |qk| self.0.attention_reduced(qk, &values, &plan, pooling)))
     }
 
+    fn attention_scores_and_map(
+        &self,
+        qk: &Heads<'_, Tensor>,
+        request: ScoreRequest,
+    ) -> Result<(Scores<Tensor>, Option<Tensor>)> {
+        let (scores, map) = self.with_heads(qk, |qk| self.0.attention_scores_and_map(qk, request))?;
+        Ok((self.scores(scores)?, map.map(|map| self.0.download(&map)).transpose()?))
+    }
+
+    fn attention_reduced_of(
+        &self,
+        map: Option<&Tensor>,
+        qk: &Heads<'_, Tensor>,
+        values: &Tensor,
+        plan: &TokenPlan,
+        pooling: Pooling,
+    ) -> Result<Tensor> {
+        let (map, values) = (self.maybe(map)?, self.up(values)?);
+        let plan = self.0.upload_plan(plan.clone())?;
+        self.down(
+            self.with_heads(qk, |qk| self.0.attention_reduced_of(map.as_ref(), qk, &values, &plan, pooling)),
+        )
+    }
+
     fn matching(&self, matching: &Matching<'_, Tensor>) -> Result<TokenPlan> {
         match matching.metric {
             Metric::Rows(rows) => self.match_with(matching, Metric::Rows(&self.up(rows)?)),

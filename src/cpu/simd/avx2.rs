@@ -1,11 +1,12 @@
 //! AVX2 with fused multiply-add.
 
 use std::arch::x86_64::{
-    __m256, _CMP_LT_OQ, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm256_add_epi32, _mm256_add_ps,
-    _mm256_and_ps, _mm256_andnot_ps, _mm256_blendv_ps, _mm256_castsi256_ps, _mm256_cmp_ps,
-    _mm256_cvtps_epi32, _mm256_div_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps,
-    _mm256_mul_ps, _mm256_or_ps, _mm256_round_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_slli_epi32,
-    _mm256_storeu_ps, _mm256_sub_ps,
+    __m256, __m256d, _CMP_LT_OQ, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm_loadu_ps,
+    _mm256_add_epi32, _mm256_add_ps, _mm256_and_ps, _mm256_andnot_ps, _mm256_blendv_ps, _mm256_castsi256_ps,
+    _mm256_cmp_ps, _mm256_cvtps_epi32, _mm256_cvtps_pd, _mm256_div_ps, _mm256_fmadd_pd, _mm256_fmadd_ps,
+    _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_or_ps, _mm256_round_ps,
+    _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_pd, _mm256_slli_epi32, _mm256_storeu_pd,
+    _mm256_storeu_ps, _mm256_sub_pd, _mm256_sub_ps,
 };
 
 use super::{Kernel, Simd};
@@ -33,6 +34,7 @@ macro_rules! with {
 
 impl Simd for Avx2 {
     type V = __m256;
+    type Wide = __m256d;
 
     const LANES: usize = 8;
     const ROWS: usize = 6;
@@ -106,6 +108,33 @@ impl Simd for Avx2 {
             let n = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
             _mm256_castsi256_ps(_mm256_slli_epi32::<23>(n))
         })
+    }
+
+    #[inline(always)]
+    fn wide_zero(self) -> __m256d {
+        with!(_mm256_setzero_pd())
+    }
+
+    #[inline(always)]
+    fn wide_sub(self, a: __m256d, b: __m256d) -> __m256d {
+        with!(_mm256_sub_pd(a, b))
+    }
+
+    #[inline(always)]
+    fn wide_fma(self, a: __m256d, b: __m256d, c: __m256d) -> __m256d {
+        with!(_mm256_fmadd_pd(a, b, c))
+    }
+
+    #[inline(always)]
+    fn wide_sum(self, v: __m256d) -> f64 {
+        let mut all = [0.0; 4];
+        with!(_mm256_storeu_pd(all.as_mut_ptr(), v));
+        (all[0] + all[2]) + (all[1] + all[3])
+    }
+
+    #[inline(always)]
+    unsafe fn widen(self, from: *const f32) -> __m256d {
+        with!(_mm256_cvtps_pd(_mm_loadu_ps(from)))
     }
 
     #[inline(always)]

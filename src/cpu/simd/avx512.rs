@@ -1,12 +1,13 @@
 //! AVX-512.
 
 use std::arch::x86_64::{
-    __m512, __m512i, _CMP_LT_OQ, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm512_abs_ps,
-    _mm512_add_epi32, _mm512_add_ps, _mm512_castpd_ps, _mm512_castps_pd, _mm512_castps_si512,
-    _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtps_epi32, _mm512_fmadd_ps, _mm512_fnmadd_ps,
-    _mm512_loadu_ps, _mm512_mask_blend_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_rcp14_ps,
-    _mm512_reduce_add_ps, _mm512_reduce_max_ps, _mm512_roundscale_ps, _mm512_set1_epi32, _mm512_set1_ps,
-    _mm512_setzero_ps, _mm512_shuffle_f32x4, _mm512_slli_epi32, _mm512_storeu_ps, _mm512_sub_ps,
+    __m512, __m512d, __m512i, _CMP_LT_OQ, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm256_loadu_ps,
+    _mm512_abs_ps, _mm512_add_epi32, _mm512_add_ps, _mm512_castpd_ps, _mm512_castps_pd, _mm512_castps_si512,
+    _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtps_epi32, _mm512_cvtps_pd, _mm512_fmadd_pd,
+    _mm512_fmadd_ps, _mm512_fnmadd_ps, _mm512_loadu_ps, _mm512_mask_blend_ps, _mm512_max_ps, _mm512_min_ps,
+    _mm512_mul_ps, _mm512_rcp14_ps, _mm512_reduce_add_pd, _mm512_reduce_add_ps, _mm512_reduce_max_ps,
+    _mm512_roundscale_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_pd, _mm512_setzero_ps,
+    _mm512_shuffle_f32x4, _mm512_slli_epi32, _mm512_storeu_ps, _mm512_sub_pd, _mm512_sub_ps,
     _mm512_ternarylogic_epi32, _mm512_unpackhi_pd, _mm512_unpackhi_ps, _mm512_unpacklo_pd,
     _mm512_unpacklo_ps,
 };
@@ -36,6 +37,7 @@ macro_rules! with {
 
 impl Simd for Avx512 {
     type V = __m512;
+    type Wide = __m512d;
 
     const LANES: usize = 16;
     const ROWS: usize = 14;
@@ -119,6 +121,31 @@ impl Simd for Avx512 {
             let n: __m512i = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
             _mm512_castsi512_ps(_mm512_slli_epi32::<23>(n))
         })
+    }
+
+    #[inline(always)]
+    fn wide_zero(self) -> __m512d {
+        with!(_mm512_setzero_pd())
+    }
+
+    #[inline(always)]
+    fn wide_sub(self, a: __m512d, b: __m512d) -> __m512d {
+        with!(_mm512_sub_pd(a, b))
+    }
+
+    #[inline(always)]
+    fn wide_fma(self, a: __m512d, b: __m512d, c: __m512d) -> __m512d {
+        with!(_mm512_fmadd_pd(a, b, c))
+    }
+
+    #[inline(always)]
+    fn wide_sum(self, v: __m512d) -> f64 {
+        with!(_mm512_reduce_add_pd(v))
+    }
+
+    #[inline(always)]
+    unsafe fn widen(self, from: *const f32) -> __m512d {
+        with!(_mm512_cvtps_pd(_mm256_loadu_ps(from)))
     }
 
     #[inline(always)]

@@ -13,19 +13,34 @@ fn polynomial<S: Simd, const N: usize>(s: S, x: S::V, c: [f32; N]) -> S::V {
     sum
 }
 
-/// `e^x` of x ≤ 0 to within 2 units in the last place; 0 below -87.3, NaN for NaN.
+/// `e^x` as `e^r·2^n` with a whole number n, which is in [-126, 128] for x in [-87.5, 89]: the first factor, and n.
 #[inline(always)]
-pub(in crate::cpu) fn exp_negative<S: Simd>(s: S, x: S::V) -> S::V {
-    let clamped = s.largest(s.splat(-87.5), x);
-    let n = s.round(s.mul(clamped, s.splat(std::f32::consts::LOG2_E)));
+fn exp_parts<S: Simd>(s: S, x: S::V) -> (S::V, S::V) {
+    let n = s.round(s.mul(x, s.splat(std::f32::consts::LOG2_E)));
     // ln 2 in two parts: the product with the first does not round.
-    let r = s.fma(n, s.splat(-0.693_359_4), clamped);
+    let r = s.fma(n, s.splat(-0.693_359_4), x);
     let r = s.fma(n, s.splat(2.121_944_4e-4), r);
     // The polynomial of the Cephes library's expf.
     let p =
         polynomial(s, r, [5e-1, 1.666_666_6e-1, 4.166_579_6e-2, 8.333_452e-3, 1.398_2e-3, 1.987_569_1e-4]);
-    let e = s.add(s.fma(p, s.mul(r, r), r), s.splat(1.0));
+    (s.add(s.fma(p, s.mul(r, r), r), s.splat(1.0)), n)
+}
+
+/// `e^x` of x ≤ 0 to within 2 units in the last place; 0 below -87.3, NaN for NaN.
+#[inline(always)]
+pub(in crate::cpu) fn exp_negative<S: Simd>(s: S, x: S::V) -> S::V {
+    let (e, n) = exp_parts(s, s.largest(s.splat(-87.5), x));
     s.where_less(x, s.splat(-87.3), s.splat(0.0), s.mul(e, s.power_of_two(n)))
+}
+
+/// `e^x` to within 2 units in the last place; 0 below -87.3, infinite where it is no `f32`, NaN for NaN.
+#[inline(always)]
+pub(in crate::cpu) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
+    let (e, n) = exp_parts(s, s.largest(s.splat(-87.5), s.least(s.splat(89.0), x)));
+    // 2^128 in two steps.
+    let most = s.least(s.splat(127.0), n);
+    let e = s.mul(s.mul(e, s.power_of_two(most)), s.power_of_two(s.sub(n, most)));
+    s.where_less(x, s.splat(-87.3), s.splat(0.0), e)
 }
 
 /// The error function to within 4e-7: a quotient of two polynomials, fitted to the smallest relative error over
@@ -71,5 +86,45 @@ pub(in crate::cpu) fn activate<S: Simd>(s: S, activation: Activation, x: S::V) -
         Activation::QuickGelu => s.mul(x, sigmoid(s, s.mul(x, s.splat(1.702)))),
         Activation::Silu | Activation::SwiGlu => s.mul(x, sigmoid(s, x)),
         Activation::Relu => s.where_less(x, s.splat(0.0), s.splat(0.0), x),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{Instructions, Kernel},
+        *,
+    };
+
+    struct Exp<'a>(&'a mut [f32]);
+
+    impl Kernel for Exp<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            for values in self.0.chunks_mut(S::LANES) {
+                let y = exp(s, s.load_some(values, 0.0));
+                s.store_some(values, y);
+            }
+        }
+    }
+
+    #[test]
+    fn exp_is_within_two_ulp() {
+        let x: Vec<f32> = (-8_730..8_873).map(|i| i as f32 * 1e-2).collect();
+        let odd = [f32::NEG_INFINITY, -1e30, -88.0, 0.0, 88.8, 1e30, f32::INFINITY, f32::NAN];
+        for kernels in Instructions::ALL.into_iter().filter_map(|instructions| instructions.checked().ok()) {
+            let (mut y, mut odd) = (x.clone(), odd);
+            kernels.run(Exp(&mut y));
+            for (y, x) in y.iter().zip(&x) {
+                let exact = f64::from(*x).exp();
+                let error = ((f64::from(*y) - exact) / exact).abs();
+                assert!(error < 2.0 * f64::from(f32::EPSILON), "{x}: {y}, {:?}", kernels.name());
+            }
+            kernels.run(Exp(&mut odd));
+            assert_eq!(odd[..7], [0.0, 0.0, 0.0, 1.0, f32::INFINITY, f32::INFINITY, f32::INFINITY]);
+            assert!(odd[7].is_nan(), "{:?}", kernels.name());
+        }
     }
 }

@@ -126,6 +126,8 @@ impl Kernels {
 pub(super) trait Simd: Copy {
     /// A register.
     type V: Copy;
+    /// A register of half as many `f64`.
+    type Wide: Copy;
 
     /// Values in it, at most 16.
     const LANES: usize;
@@ -152,6 +154,18 @@ pub(super) trait Simd: Copy {
     /// `2^n` of whole numbers from -126 to 127.
     fn power_of_two(self, n: Self::V) -> Self::V;
 
+    fn wide_zero(self) -> Self::Wide;
+    fn wide_sub(self, a: Self::Wide, b: Self::Wide) -> Self::Wide;
+    /// `a·b + c`.
+    fn wide_fma(self, a: Self::Wide, b: Self::Wide, c: Self::Wide) -> Self::Wide;
+    /// The sum of all values.
+    fn wide_sum(self, v: Self::Wide) -> f64;
+    /// Half a register's values as `f64`.
+    ///
+    /// # Safety
+    /// `LANES/2` values can be read from `from`.
+    unsafe fn widen(self, from: *const f32) -> Self::Wide;
+
     /// # Safety
     /// `LANES` values can be read from `from`.
     unsafe fn read(self, from: *const f32) -> Self::V;
@@ -177,6 +191,18 @@ pub(super) trait Simd: Copy {
         // SAFETY: a prefetch is a hint and touches nothing; the instruction is part of x86-64.
         unsafe {
             std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+        }
+        let _ = at;
+    }
+
+    /// Asks for the cache line at `at`, to be read later on: it need not come nearer than the second-level cache. Any address will
+    /// do.
+    #[inline(always)]
+    fn expect_read_soon(self, at: *const f32) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a prefetch is a hint and touches nothing; the instruction is part of x86-64.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(at.cast());
         }
         let _ = at;
     }

@@ -25,6 +25,7 @@ fn zip(a: V, b: V, f: impl Fn(f32, f32) -> f32) -> V {
 
 impl Simd for Portable {
     type V = V;
+    type Wide = [f64; 4];
 
     const LANES: usize = 8;
     const ROWS: usize = 4;
@@ -98,6 +99,37 @@ impl Simd for Portable {
     #[inline(always)]
     fn power_of_two(self, n: V) -> V {
         map(n, |n| f32::from_bits((n + 12_582_912.0).to_bits().wrapping_add(127) << 23))
+    }
+
+    #[inline(always)]
+    fn wide_zero(self) -> [f64; 4] {
+        [0.0; 4]
+    }
+
+    #[inline(always)]
+    fn wide_sub(self, a: [f64; 4], b: [f64; 4]) -> [f64; 4] {
+        std::array::from_fn(|i| a[i] - b[i])
+    }
+
+    /// As [`Simd::fma`] of this.
+    #[inline(always)]
+    fn wide_fma(self, a: [f64; 4], b: [f64; 4], c: [f64; 4]) -> [f64; 4] {
+        if cfg!(any(target_arch = "aarch64", target_feature = "fma")) {
+            std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+        } else {
+            std::array::from_fn(|i| a[i] * b[i] + c[i])
+        }
+    }
+
+    #[inline(always)]
+    fn wide_sum(self, v: [f64; 4]) -> f64 {
+        (v[0] + v[2]) + (v[1] + v[3])
+    }
+
+    #[inline(always)]
+    unsafe fn widen(self, from: *const f32) -> [f64; 4] {
+        // SAFETY: the caller's promise; arrays of f32 are aligned as f32 are.
+        unsafe { from.cast::<[f32; 4]>().read() }.map(f64::from)
     }
 
     #[inline(always)]
