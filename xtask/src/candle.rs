@@ -27,9 +27,14 @@ const REFUSES: [&str; 2] = ["cublasDgemmStridedBatched", "cublasGemmStridedBatch
 const STAND_IN: &str = "libcublas.so";
 const BY_NAME: [&str; 4] = ["libcurand.so", "libnvrtc.so", "libcudart.so", "libmoe.so"];
 
+/// Whether there is an emulated driver for this system.
+pub(crate) fn possible() -> bool {
+    cfg!(target_os = "linux")
+}
+
 /// Builds the emulator and the tests and runs them.
 pub(crate) fn candle() -> Result<bool, String> {
-    if !cfg!(target_os = "linux") {
+    if !possible() {
         return Err("the emulated driver is a Linux library".to_owned());
     }
     let nvcc = match toolchain::nvcc() {
@@ -41,18 +46,25 @@ pub(crate) fn candle() -> Result<bool, String> {
     let folder = gather(&target).map_err(|error| format!("cannot lay out the emulated driver: {error}"))?;
     let folder = stand_ins(&folder, &target.join("emulator-candle"))?;
     let this = env::current_exe().map_err(|error| format!("cannot tell where this program is: {error}"))?;
-    let status = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["test", "--package", "foveate-candle", "--features", "cuda", "--test", "cuda"])
-        .env("NVCC", this)
-        .env(stand_in::WANTED, &nvcc.path)
-        .env("CUDA_COMPUTE_CAP", stand_in::ARCHITECTURE)
-        .env(crate::ARCHS.0, crate::ARCHS.1)
-        .env("FOVEATE_REQUIRE_GPU", "1")
-        // Where the linker looks, and the loader.
-        .env("LIBRARY_PATH", library_path(&folder, env::var_os("LIBRARY_PATH").as_deref())?)
-        .env("LD_LIBRARY_PATH", library_path(&folder, env::var_os("LD_LIBRARY_PATH").as_deref())?)
-        .status();
-    status.map(|status| status.success()).map_err(|error| format!("cannot run cargo: {error}"))
+    let mut good = true;
+    // The examples have tests.
+    for what in [&["--lib", "--tests", "--examples"][..], &["--doc"]] {
+        let status = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+            .args(["test", "--package", crate::CANDLE, "--features", "cuda", "--no-fail-fast"])
+            .args(what)
+            .env("NVCC", &this)
+            .env(stand_in::WANTED, &nvcc.path)
+            .env("CUDA_COMPUTE_CAP", stand_in::ARCHITECTURE)
+            .env(crate::ARCHS.0, crate::ARCHS.1)
+            .env("FOVEATE_REQUIRE_GPU", "1")
+            // Where the linker looks, and the loader.
+            .env("LIBRARY_PATH", library_path(&folder, env::var_os("LIBRARY_PATH").as_deref())?)
+            .env("LD_LIBRARY_PATH", library_path(&folder, env::var_os("LD_LIBRARY_PATH").as_deref())?)
+            .status()
+            .map_err(|error| format!("cannot run cargo: {error}"))?;
+        good &= status.success();
+    }
+    Ok(good)
 }
 
 /// The emulated libraries and the stand-ins in one folder.

@@ -21,8 +21,8 @@ use toolchain::{Missing, Nvcc};
 const HELP: &str = "\
 cargo xtask <task>
 
-  test       all tests: unit, documentation, golden files, command line, the emulated CUDA driver, the library without
-             its default features, and the counters; fetches an nvcc when there is none
+  test       all tests: unit, documentation, golden files, command line, the kernels and candle's operations on the emulated
+             CUDA driver, and the counters; fetches an nvcc when there is none
   lint       rustfmt, clippy and rustdoc, warnings as errors
   ci         lint, then test
   resources  registers, shared memory, spills and occupancy of every CUDA kernel on three architectures, as a table and
@@ -35,7 +35,7 @@ cargo xtask <task>
   gpu-report on a machine with an NVIDIA card: device tests, benches, Nsight Compute's counters, PyTorch beside them, written
              to benches/results/<card>.md; --help tells more
   compare-cpu the processor's backend in turn with OpenVINO, ONNX Runtime and PyTorch on the same weights; --help tells more
-  candle     foveate-candle's operations on candle's CUDA device, on the emulated CUDA driver
+  candle     the tests of foveate-candle, those on candle's CUDA device on the emulated CUDA driver
   toolchain  an nvcc: NVCC, CUDA_HOME or CUDA_PATH, PATH, else fetched into the target folder; prints NVCC=... and
              CUDA_HOME=... for scripts: export $(cargo xtask toolchain)
 ";
@@ -110,24 +110,23 @@ const LINT_CANDLE: &[Step] = &[Step {
     env: &[("FOVEATE_NO_KERNELS", "1"), ("CUDA_COMPUTE_CAP", stand_in::ARCHITECTURE), (stand_in::WANTED, "")],
 }];
 
-const TEST: &[Step] = &[
-    // Without the benches: clippy compiles them.
-    Step {
-        what: "tests",
-        args: &["test", "--workspace", "--lib", "--bins", "--tests", "--examples", "--no-fail-fast"],
-        env: &[],
-    },
-    Step {
-        what: "documentation examples",
-        args: &["test", "--workspace", "--doc", "--no-fail-fast"],
-        env: &[],
-    },
-    Step {
-        what: "tests of the library alone",
-        args: &["test", "--package", "foveate", "--lib", "--no-default-features"],
-        env: &[],
-    },
-];
+/// The package with candle's operations, which is built with CUDA where that is possible: candle is compiled once then.
+const CANDLE: &str = "foveate-candle";
+
+/// The tests of every package that needs no nvcc, without the benches (clippy compiles them), and the documentation's examples.
+/// That the library does without its default features is clippy's to say.
+fn test_host(candle: bool, variables: &[(&str, OsString)]) -> bool {
+    let others: &[&str] = if candle { &[] } else { &["--exclude", CANDLE] };
+    let tests =
+        [&["test", "--workspace", "--lib", "--bins", "--tests", "--examples", "--no-fail-fast"], others]
+            .concat();
+    let examples = [&["test", "--workspace", "--doc", "--no-fail-fast"], others].concat();
+    let steps = [
+        Step { what: "tests", args: &tests, env: &[] },
+        Step { what: "documentation examples", args: &examples, env: &[] },
+    ];
+    run(&steps, variables)
+}
 
 /// The device tests, with the features that the command has in the step after them: all is built once for both.
 const DEVICE_FEATURES: &str = "emulated,foveate/default,foveate/nvtx";
@@ -223,7 +222,7 @@ fn test() -> bool {
                 "xtask: {reason}\nxtask: SKIPPED: tests that compile CUDA, and all tests of the kernels"
             );
             let first = reason.lines().next().unwrap_or_default().to_owned();
-            return run(TEST, &[("EMU_NO_NVCC", first.into())]);
+            return test_host(true, &[("EMU_NO_NVCC", first.into())]);
         }
         Err(Missing::Unusable(reason)) => {
             eprintln!("xtask: {reason}");
@@ -231,10 +230,10 @@ fn test() -> bool {
         }
     };
     let variables = [("NVCC", nvcc.path.clone().into_os_string())];
-    run(TEST, &variables)
+    test_host(!candle::possible(), &variables)
         & test_device(&nvcc)
         & run(TEST_KERNELS, &variables)
-        & timed("candle's operations on the emulated device", "candle's operations", candle::candle)
+        & (!candle::possible() || test_candle())
         & count(&nvcc, false)
 }
 
@@ -244,6 +243,12 @@ fn test_device(nvcc: &Nvcc) -> bool {
     let variables = [("NVCC", nvcc.path.clone().into_os_string()), (ARCHS.0, ARCHS.1.into())];
     let what = "the CUDA kernels on the emulated device";
     timed(what, what, || side_by_side::test(&arguments, LONGEST, &variables))
+}
+
+/// All tests of candle's operations, those on candle's CUDA device on the emulated driver.
+fn test_candle() -> bool {
+    let what = "candle's operations, also on the emulated device";
+    timed(what, what, candle::candle)
 }
 
 /// Counts on the emulated device; without nvcc there is nothing to count.
@@ -324,10 +329,7 @@ fn main() -> ExitCode {
                 false
             }
         },
-        "candle" => candle::candle().unwrap_or_else(|error| {
-            eprintln!("xtask: {error}");
-            false
-        }),
+        "candle" => test_candle(),
         "toolchain" => print_toolchain(),
         "" | "help" | "--help" | "-h" => {
             print!("{HELP}");
