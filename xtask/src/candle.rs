@@ -21,7 +21,12 @@ const SUCCEEDS: [&str; 5] = [
     "curandSetPseudoRandomGeneratorSeed",
     "curandSetStream",
 ];
-const REFUSES: [&str; 2] = ["cublasDgemmStridedBatched", "cublasGemmStridedBatchedEx"];
+const REFUSES: [&str; 4] = [
+    "cublasDgemmStridedBatched",
+    "cublasGemmStridedBatchedEx",
+    "curandGenerateNormal",
+    "curandGenerateNormalDouble",
+];
 
 /// The library that has them all, and those that are linked by name only.
 const STAND_IN: &str = "libcublas.so";
