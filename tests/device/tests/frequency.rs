@@ -194,6 +194,13 @@ fn grids_and_groups_of_every_kind() {
             Case { layout, relu: at % 3 == 0, residual: at % 4 != 1, ..Case::new(1, grid, groups, width) };
         check::<f32>(&turn, &case).unwrap();
     }
+    for (grid, width) in
+        [([16, 16], 8), ([32, 32], 8), ([8, 8], 18), ([12, 20], 13), ([14, 28], 16), ([7, 9], 40)]
+    {
+        let case = Case::new(1, grid, 1, width);
+        check::<f16>(&turn, &case).unwrap();
+        check::<bf16>(&turn, &case).unwrap();
+    }
     let case = Case::new(2, [7, 8], 2, 8);
     check::<f16>(&turn, &case).unwrap();
     check::<bf16>(&turn, &Case { layout: Layout::Planes, ..case }).unwrap();
