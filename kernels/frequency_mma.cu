@@ -56,7 +56,7 @@ __device__ __forceinline__ Shared carve(const FrequencyParams& p) {
     s.row_turns = s.scratch + p.scratch;
     s.column_turns = s.row_turns + p.rows.length;
     s.planes = s.column_turns + p.height;
-    fv::carve_places(p, s, s.planes + (p.channels + 1) / 2 * p.height * p.row);
+    fv::carve_places(p, s, s.planes + (p.channels + 1) / 2 * p.rows.outer_step);
     return s;
 }
 
@@ -68,31 +68,212 @@ template <class E, int kSteps>
 __device__ __forceinline__ void fill_layer(const FrequencyParams& p, int group, const void* weight, const void* bias, uint4* to,
                                            float2* bias_to) {
     using Storage = typename E::Storage;
-    constexpr int kWidth = 8 * kSteps, kPart = kSteps * kSteps * kUnit;
-    const int channels = p.channels;
-    const int part = p.groups * channels * channels;
+    constexpr int kPairs = 4 * kSteps, kPart = kSteps * kSteps * kUnit;
+    const int channels = p.channels, part = p.groups * channels * channels;
     const auto* w = static_cast<const Storage*>(weight) + static_cast<int64_t>(group) * channels * channels;
     const auto* b = static_cast<const Storage*>(bias) + group * channels;
-    for (int i = static_cast<int>(threadIdx.x); i < kWidth * kWidth; i += static_cast<int>(blockDim.x)) {
-        const int input = i / kWidth, output = i % kWidth;
-        const bool real = input < channels && output < channels;
-        const Storage* at = w + input * channels + output;
-        const float re = real ? E::widen(__ldg(at)) : 0.0f, im = real ? E::widen(__ldg(at + part)) : 0.0f;
-        const fv::Split columns[2] = {fv::split_bf16(make_float2(re, -im)), fv::split_bf16(make_float2(im, re))};
-        const int t = input % 8 / 2, word = output % 2 * 2 + input % 2;
+    for (int i = static_cast<int>(threadIdx.x); i < kPairs * kPairs; i += static_cast<int>(blockDim.x)) {
+        const int input = i / kPairs * 2, output = i % kPairs * 2;
+        float parts[2][2][2] = {};  // of input, of output
 #pragma unroll
-        for (int c = 0; c < 2; ++c) {
-            const int g = output % 8 / 2 * 2 + c;
-            uint4* unit = to + (input / 8 * kSteps + output / 8) * kUnit + t * 8 + (g ^ 2 * t);
-            reinterpret_cast<uint32_t*>(unit)[word] = columns[c].high;
-            if constexpr (kParts<E> == 2) {
-                reinterpret_cast<uint32_t*>(unit + kPart)[word] = columns[c].low;
+        for (int n = 0; n < 2; ++n) {
+#pragma unroll
+            for (int q = 0; q < 2; ++q) {
+                const Storage* at = w + (input + n) * channels + output + q * part;
+                if (p.weights_together != 0) {
+                    if (input + n < channels && output < channels) {
+                        float both[2];
+                        E::widen_word(__ldg(reinterpret_cast<const uint32_t*>(at)), both);
+                        parts[n][0][q] = both[0];
+                        parts[n][1][q] = both[1];
+                    }
+                } else {
+#pragma unroll
+                    for (int m = 0; m < 2; ++m) {
+                        if (input + n < channels && output + m < channels) {
+                            parts[n][m][q] = E::widen(__ldg(at + m));
+                        }
+                    }
+                }
             }
         }
-        if (i < kWidth) {
-            bias_to[i] = i < channels ? make_float2(E::widen(__ldg(b + i)), E::widen(__ldg(b + p.groups * channels + i)))
-                                      : make_float2(0.0f, 0.0f);
+        const int t = input % 8 / 2;
+        uint4* unit = to + (input / 8 * kSteps + output / 8) * kUnit + t * 8;
+#pragma unroll
+        for (int step = 0; step < 2; ++step) {
+            // Four neighbours write slots of one parity, the next four those of the other.
+            const bool imaginary = (i / 4 + step) % 2 != 0;
+            fv::Split s[2][2];
+#pragma unroll
+            for (int n = 0; n < 2; ++n) {
+#pragma unroll
+                for (int m = 0; m < 2; ++m) {
+                    const float re = parts[n][m][0], im = parts[n][m][1];
+                    s[m][n] = fv::split_bf16(imaginary ? make_float2(im, re) : make_float2(re, -im));
+                }
+            }
+            uint4* slot = unit + ((output % 8 + (imaginary ? 1 : 0)) ^ 2 * t);
+            *slot = make_uint4(s[0][0].high, s[0][1].high, s[1][0].high, s[1][1].high);
+            if constexpr (kParts<E> == 2) {
+                slot[kPart] = make_uint4(s[0][0].low, s[0][1].low, s[1][0].low, s[1][1].low);
+            }
         }
+    }
+    for (int i = static_cast<int>(threadIdx.x); i < 8 * kSteps; i += static_cast<int>(blockDim.x)) {
+        bias_to[i] = i < channels ? make_float2(E::widen(__ldg(b + i)), E::widen(__ldg(b + p.groups * channels + i)))
+                                  : make_float2(0.0f, 0.0f);
+    }
+}
+
+// kValues 16-bit values in one access.
+template <int kValues>
+struct Words {
+    uint32_t word[kValues / 2];
+
+    static __device__ __forceinline__ Words load(const uint16_t* at) {
+        Words w;
+        if constexpr (kValues == 8) {
+            const uint4 raw = __ldg(reinterpret_cast<const uint4*>(at));
+            w = {{raw.x, raw.y, raw.z, raw.w}};
+        } else if constexpr (kValues == 4) {
+            const uint2 raw = __ldg(reinterpret_cast<const uint2*>(at));
+            w = {{raw.x, raw.y}};
+        } else {
+            w = {{__ldg(reinterpret_cast<const uint32_t*>(at))}};
+        }
+        return w;
+    }
+    __device__ __forceinline__ void store(uint16_t* at) const {
+        if constexpr (kValues == 8) {
+            *reinterpret_cast<uint4*>(at) = make_uint4(word[0], word[1], word[2], word[3]);
+        } else if constexpr (kValues == 4) {
+            *reinterpret_cast<uint2*>(at) = make_uint2(word[0], word[1]);
+        } else {
+            *reinterpret_cast<uint32_t*>(at) = word[0];
+        }
+    }
+};
+
+// kValues channels of a position, or two positions of two channels, between memory and planes: `body(position, channel, place)`
+// for the first of them, channel of the group and place in the first plane.
+template <int kValues, bool kPlanar, class Body>
+__device__ __forceinline__ void for_each_access(const FrequencyParams& p, Body&& body) {
+    const int items = kPlanar ? (p.channels + 1) / 2 * p.pairs.divisor : p.positions.divisor * p.pairs.divisor;
+    for (int item = static_cast<int>(threadIdx.x); item < items; item += static_cast<int>(blockDim.x)) {
+        const int quotient = p.pairs.quotient(item), rest = p.pairs.remainder(item, quotient);
+        const int position = kPlanar ? 2 * rest : quotient, channel = kPlanar ? 2 * quotient : kValues * rest;
+        const int h = p.width.quotient(position);
+        body(position, channel, channel / 2 * p.rows.outer_step + h * p.row + p.width.remainder(position, h));
+    }
+}
+
+template <class E, int kValues>
+__device__ __forceinline__ void load_channels(const FrequencyParams& p, float2* planes, const uint16_t* x) {
+    for_each_access<kValues, false>(p, [&](int position, int channel, int place) {
+        const auto words = Words<kValues>::load(x + position * p.x_at.position + channel);
+#pragma unroll
+        for (int i = 0; i < kValues / 2; ++i) {
+            float v[2];
+            E::widen_word(words.word[i], v);
+            planes[place + i * p.rows.outer_step] = make_float2(v[0], v[1]);
+        }
+    });
+}
+
+template <class E>
+__device__ __forceinline__ void load_positions(const FrequencyParams& p, float2* planes, const uint16_t* x) {
+    for_each_access<2, true>(p, [&](int position, int channel, int place) {
+        const uint16_t* at = x + channel * p.x_at.channel + position;
+        float a[2], b[2] = {};
+        E::widen_word(Words<2>::load(at).word[0], a);
+        if (channel + 1 < p.channels) {
+            E::widen_word(Words<2>::load(at + p.x_at.channel).word[0], b);
+        }
+        planes[place] = make_float2(a[0], b[0]);
+        planes[place + 1] = make_float2(a[1], b[1]);
+    });
+}
+
+template <class E, int kValues>
+__device__ __forceinline__ void store_channels(const FrequencyParams& p, const float2* planes, const uint16_t* residual,
+                                               uint16_t* out) {
+    const float factor = 2.0f * p.scale * p.scale;
+    for_each_access<kValues, false>(p, [&](int position, int channel, int place) {
+        Words<kValues> words = {};
+        if (p.residual != nullptr) {
+            words = Words<kValues>::load(residual + position * p.residual_at.position + channel);
+        }
+#pragma unroll
+        for (int i = 0; i < kValues / 2; ++i) {
+            const float2 sum = planes[place + i * p.rows.outer_step];
+            float v[2];
+            E::widen_word(words.word[i], v);
+            v[0] = __fmaf_rn(sum.x, factor, v[0]);
+            v[1] = __fmaf_rn(sum.y, factor, v[1]);
+            words.word[i] = E::narrow_word(v);
+        }
+        words.store(out + position * p.out_at.position + channel);
+    });
+}
+
+template <class E>
+__device__ __forceinline__ void store_positions(const FrequencyParams& p, const float2* planes, const uint16_t* residual,
+                                                uint16_t* out) {
+    const float factor = 2.0f * p.scale * p.scale;
+    for_each_access<2, true>(p, [&](int position, int channel, int place) {
+        const float2 first = planes[place], second = planes[place + 1];
+        const float sums[2][2] = {{first.x, second.x}, {first.y, second.y}};
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+            if (channel + c < p.channels) {
+                Words<2> words = {};
+                if (p.residual != nullptr) {
+                    words = Words<2>::load(residual + (channel + c) * p.residual_at.channel + position);
+                }
+                float v[2];
+                E::widen_word(words.word[0], v);
+                v[0] = __fmaf_rn(sums[c][0], factor, v[0]);
+                v[1] = __fmaf_rn(sums[c][1], factor, v[1]);
+                words.word[0] = E::narrow_word(v);
+                words.store(out + (channel + c) * p.out_at.channel + position);
+            }
+        }
+    });
+}
+
+template <class E>
+__device__ __forceinline__ void load_group(const FrequencyParams& p, float2* planes, int64_t image, int group) {
+    const int first = group * p.channels;
+    const auto* x = static_cast<const uint16_t*>(p.x) + image * p.x_at.batch + first * p.x_at.channel;
+    if (p.together == 0) {
+        fv::load_planes<E>(p, planes, image, first, p.channels);
+    } else if (p.planar != 0) {
+        load_positions<E>(p, planes, x);
+    } else if (p.together == 8) {
+        load_channels<E, 8>(p, planes, x);
+    } else if (p.together == 4) {
+        load_channels<E, 4>(p, planes, x);
+    } else {
+        load_channels<E, 2>(p, planes, x);
+    }
+}
+
+template <class E>
+__device__ __forceinline__ void store_group(const FrequencyParams& p, const float2* planes, int64_t image, int group) {
+    const int first = group * p.channels;
+    auto* out = static_cast<uint16_t*>(p.out) + image * p.out_at.batch + first * p.out_at.channel;
+    const auto* residual =
+        static_cast<const uint16_t*>(p.residual) + image * p.residual_at.batch + first * p.residual_at.channel;
+    if (p.together == 0) {
+        fv::store_planes<E>(p, planes, image, first, p.channels);
+    } else if (p.planar != 0) {
+        store_positions<E>(p, planes, residual, out);
+    } else if (p.together == 8) {
+        store_channels<E, 8>(p, planes, residual, out);
+    } else if (p.together == 4) {
+        store_channels<E, 4>(p, planes, residual, out);
+    } else {
+        store_channels<E, 2>(p, planes, residual, out);
     }
 }
 
@@ -124,7 +305,7 @@ template <int kPartsOf, int kSteps>
 __device__ __forceinline__ void filter_bins(const FrequencyParams& p, const Shared& s) {
     constexpr int kPart = kSteps * kSteps * kUnit;
     const Bins bins(p);
-    const int plane = p.height * p.row, pairs = (p.channels + 1) / 2;
+    const int plane = p.rows.outer_step, pairs = (p.channels + 1) / 2;
     const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
     const int slot = t * 8 + (g ^ 2 * t);
 #pragma unroll 1
@@ -249,7 +430,7 @@ __device__ __forceinline__ void resident(const FrequencyParams& p) {
     {
         const Shared s = where();
         fv::fill_turns(p, s);
-        fv::load_planes<E>(p, s.planes, image, group * p.channels, p.channels);
+        load_group<E>(p, s.planes, image, group);
         fill_layer<E, kSteps>(p, group, p.w1, p.b1, s.w1, s.b1);
         fill_layer<E, kSteps>(p, group, p.w2, p.b2, s.w2, s.b2);
         // Its barriers are between the turns and the matrices.
@@ -279,7 +460,7 @@ __device__ __forceinline__ void resident(const FrequencyParams& p) {
         const Shared s = where();
         fv::transform_axis_mma<true>(s.planes, p.rows, s.row_matrix, s.row_turns, s.scratch, p.scratch);
     }
-    fv::store_planes<E>(p, where().planes, image, group * p.channels, p.channels);
+    store_group<E>(p, where().planes, image, group);
 }
 
 }  // namespace

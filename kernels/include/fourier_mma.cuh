@@ -64,12 +64,16 @@ __device__ __forceinline__ void fill_matrix(uint4* matrix, const Axis& axis, con
 template <int kHalves, bool kInverse>
 __device__ __noinline__ void transform_lines(float2* planes, const Axis& axis, const uint4* matrix, const float2* turns) {
     const int lane = static_cast<int>(threadIdx.x) % 32, t = lane % 4;
-    const int n = axis.base, step = axis.step;
+    const int n = axis.base, step = axis.step, first = 4 * t * step, half_step = n * step;
     const int tiles = (axis.lines + 15) / 16, warps = static_cast<int>(blockDim.x) / 32;
     for (int tile = static_cast<int>(threadIdx.x) / 32; tile < tiles; tile += warps) {
         const int line = tile * 16 + lane / 4;
         // Lines beyond the last are read as the last and not written.
-        float2* at[2] = {planes + axis.start(min(line, axis.lines - 1)), planes + axis.start(min(line + 8, axis.lines - 1))};
+        float2* at[2];
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            at[r] = planes + axis.start(min(line + 8 * r, axis.lines - 1)) + first;
+        }
         uint32_t high[kHalves][2][4], low[kHalves][2][4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
@@ -81,7 +85,7 @@ __device__ __noinline__ void transform_lines(float2* planes, const Axis& axis, c
                 float2 v[kHalves];
 #pragma unroll
                 for (int half = 0; half < kHalves; ++half) {
-                    v[half] = real ? at[r][(half * n + value) * step] : make_float2(0.0f, 0.0f);
+                    v[half] = real ? at[r][i * step + half * half_step] : make_float2(0.0f, 0.0f);
                     v[half] = kInverse ? swapped(v[half]) : v[half];
                 }
                 if constexpr (kHalves == 2 && !kInverse) {
@@ -132,7 +136,7 @@ __device__ __noinline__ void transform_lines(float2* planes, const Axis& axis, c
                 if (value < n && line + 8 * r < axis.lines) {
 #pragma unroll
                     for (int half = 0; half < kHalves; ++half) {
-                        at[r][(half * n + value) * step] = kInverse ? swapped(v[half]) : v[half];
+                        at[r][i * step + half * half_step] = kInverse ? swapped(v[half]) : v[half];
                     }
                 }
             }

@@ -1,6 +1,7 @@
 // frequency.cuh - what the kernels of the frequency filter have in common: parameters, planes to and from memory, bins.
 //
-// A plane holds two real channels of a group as the parts of complex values, (H, row) float2, in shared memory.
+// A plane holds two real channels of a group as the parts of complex values, (H, row) float2, in shared memory. From plane to
+// plane it is rows.outer_step, as along the columns.
 #pragma once
 
 #include <cstddef>
@@ -27,7 +28,7 @@ struct FrequencyParams {
     Place x_at, residual_at, out_at;
     Axis rows, columns;  // lines along W, lines along H
     Divisor width;       // W
-    Divisor pairs;       // ceil(S/2), or S where channels travel one by one
+    Divisor pairs;       // S/2, or S where channels travel one by one; on tensor cores: S, or N where planar, by `together`
     Divisor positions;   // N
     Divisor interior;    // columns between 0 and W/2, at least 1
     int32_t height;
@@ -39,14 +40,16 @@ struct FrequencyParams {
     int32_t scratch;     // complex values
     int32_t relu;        // otherwise SiLU
     int32_t planar;      // positions are contiguous, not channels
-    int32_t together;    // two channels travel in one access
+    int32_t together;    // two channels travel in one access; on tensor cores: how many do, or positions where planar
+    int32_t weights_together;  // two outputs' weights travel in one access, on tensor cores
     float threshold;
     float scale;  // 1/(2*sqrt(N)): of what the planes hold to the spectrum
+    int32_t unused;
 };
 // src/cuda/frequency/mod.rs asserts the same numbers.
-static_assert(sizeof(FrequencyParams) == 344 && offsetof(FrequencyParams, x_at) == 64 && offsetof(FrequencyParams, rows) == 136 &&
+static_assert(sizeof(FrequencyParams) == 352 && offsetof(FrequencyParams, x_at) == 64 && offsetof(FrequencyParams, rows) == 136 &&
                   offsetof(FrequencyParams, columns) == 192 && offsetof(FrequencyParams, width) == 248 &&
-                  offsetof(FrequencyParams, height) == 296 && offsetof(FrequencyParams, scale) == 340,
+                  offsetof(FrequencyParams, height) == 296 && offsetof(FrequencyParams, scale) == 344,
               "the launcher's layout");
 
 // Tables in shared memory.
@@ -135,7 +138,7 @@ template <class E>
 __device__ __forceinline__ void load_planes(const FrequencyParams& p, float2* planes, int64_t image, int first, int channels) {
     using Storage = typename E::Storage;
     const auto* x = static_cast<const Storage*>(p.x) + image * p.x_at.batch + first * p.x_at.channel;
-    const int plane = p.height * p.row;
+    const int plane = p.rows.outer_step;
     for_each_value(p, channels, [&](int channel, int position, int place) {
         const Storage* at = x + position * p.x_at.position + channel * p.x_at.channel;
         if (p.together != 0) {
@@ -163,7 +166,7 @@ __device__ __forceinline__ void store_planes(const FrequencyParams& p, const flo
     using Storage = typename E::Storage;
     auto* out = static_cast<Storage*>(p.out) + image * p.out_at.batch + first * p.out_at.channel;
     const auto* residual = static_cast<const Storage*>(p.residual) + image * p.residual_at.batch + first * p.residual_at.channel;
-    const int plane = p.height * p.row;
+    const int plane = p.rows.outer_step;
     // The planes hold 2*sqrt(N) times the spectrum's inverse without its 1/sqrt(N).
     const float factor = 2.0f * p.scale * p.scale;
     for_each_value(p, channels, [&](int channel, int position, int place) {

@@ -72,18 +72,20 @@ struct Params {
     relu: i32,
     planar: i32,
     together: i32,
+    weights_together: i32,
     threshold: f32,
     scale: f32,
+    unused: i32,
 }
 
 const _: () = assert!(
-    size_of::<Params>() == 344
+    size_of::<Params>() == 352
         && std::mem::offset_of!(Params, x_at) == 64
         && std::mem::offset_of!(Params, rows) == 136
         && std::mem::offset_of!(Params, columns) == 192
         && std::mem::offset_of!(Params, width) == 248
         && std::mem::offset_of!(Params, height) == 296
-        && std::mem::offset_of!(Params, scale) == 340
+        && std::mem::offset_of!(Params, scale) == 344
 );
 
 // SAFETY: plain integers and floats in the kernel's layout, which both sides assert.
@@ -295,9 +297,19 @@ pub unsafe fn frequency_raw(
     let products = MatrixPlan::new(shape, dtype, device.shared_bytes())?;
     let resident = plan.resident || products.is_some();
     let tensors = [Some(x), residual.as_ref(), Some(out)];
-    let together = *layout == Layout::Tokens
-        && width.is_multiple_of(2)
-        && tensors.into_iter().flatten().all(|tensor| tensor.aligned(dtype, 2 * dtype.bytes()));
+    let aligned = |values: usize| {
+        tensors.into_iter().flatten().all(|tensor| tensor.aligned(dtype, values * dtype.bytes()))
+    };
+    let [height, columns] = *grid;
+    // How many values travel in one access, and what is counted in such units.
+    let (counted, widest): (usize, &[usize]) = match (layout, products) {
+        (Layout::Tokens, Some(_)) => (width, &[8, 4, 2]),
+        (Layout::Planes, Some(_)) => (columns, &[2]),
+        (Layout::Tokens, None) => (width, &[2]),
+        (Layout::Planes, None) => (columns, &[]),
+    };
+    let together =
+        widest.iter().copied().find(|&values| counted.is_multiple_of(values) && aligned(values)).unwrap_or(0);
     let at = |tensor: &Strided<DevicePointer>| {
         let [image, second] = tensor.kernel_strides();
         match layout {
@@ -305,15 +317,21 @@ pub unsafe fn frequency_raw(
             Layout::Planes => [image, 1, second],
         }
     };
-    let [height, columns] = *grid;
     let positions = height * columns;
     let row = plan.row;
     let pairs = width.div_ceil(2);
     let planes = if resident { pairs } else { 1 };
-    let along_width = Axis::new(columns, planes, height, [height * row, row, 1], products.is_some())?;
-    let along_height = Axis::new(height, planes, columns, [height * row, 1, row], products.is_some())?;
+    let plane = products.map_or(height * row, |products| products.plane);
+    let along_width = Axis::new(columns, planes, height, [plane, row, 1], products.is_some())?;
+    let along_height = Axis::new(height, planes, columns, [plane, 1, row], products.is_some())?;
     // What one block moves a position: a group's channels, or two of them where the work is staged.
     let moved = if resident { width } else { width.min(2) };
+    let units = match (layout, products) {
+        (Layout::Planes, Some(_)) if together > 0 => positions / together,
+        _ => moved / together.max(1),
+    };
+    let weights_together = width.is_multiple_of(2)
+        && [filter.w1, filter.w2].iter().all(|at| at.is_multiple_of(2 * dtype.bytes() as u64));
     let params = Params {
         x: x.data,
         residual: residual.map_or(0, |residual| residual.data),
@@ -328,7 +346,7 @@ pub unsafe fn frequency_raw(
         rows: along_width,
         columns: along_height,
         width: Divisor::new(OP, "columns", columns)?,
-        pairs: Divisor::new(OP, "channels", if together { moved / 2 } else { moved })?,
+        pairs: Divisor::new(OP, "channels", units)?,
         positions: Divisor::new(OP, "positions", positions)?,
         interior: Divisor::new(OP, "columns", columns.saturating_sub(1) / 2)?,
         height: int(OP, "rows", height)?,
@@ -340,7 +358,8 @@ pub unsafe fn frequency_raw(
         scratch: int(OP, "values", products.map_or(plan.scratch, |products| products.scratch))?,
         relu,
         planar: i32::from(*layout == Layout::Planes),
-        together: i32::from(together),
+        together: int(OP, "values", together)?,
+        weights_together: i32::from(weights_together),
         threshold: filter.threshold,
         scale: (0.5 / (positions as f64).sqrt()) as f32,
         ..Params::zeroed()
