@@ -70,8 +70,6 @@ impl MatrixPlan {
         if [height, width].contains(&0) {
             return Err(Error::argument(OP, format!("a grid of {height}x{width} has no positions")));
         }
-            return Ok(None);
-        }
         let parts = match dtype {
             DType::F32 => return Ok(None),
             DType::F16 => 2,

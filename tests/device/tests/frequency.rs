@@ -103,9 +103,14 @@ impl Case {
 }
 
 fn on_device<T: Value>(turn: &Turn, case: &Case) -> Vec<f32> {
-    let filter = case.filter::<T>();
-    let x: CudaSlice<T> = turn.upload(&case.spread(&case.map::<T>(1)));
-    let residual: CudaSlice<T> = turn.upload(&case.spread(&case.map::<T>(2)));
+    computed::<T, T>(turn, case)
+}
+
+/// By the kernel for `T`, of values as `V` holds them.
+fn computed<T: Value, V: Value>(turn: &Turn, case: &Case) -> Vec<f32> {
+    let filter = case.filter::<V>();
+    let x: CudaSlice<T> = turn.upload(&case.spread(&case.map::<V>(1)));
+    let residual: CudaSlice<T> = turn.upload(&case.spread(&case.map::<V>(2)));
     let mut out: CudaSlice<T> = turn.upload(&vec![f32::NAN; case.length()]);
     let up = |tensor: &Tensor| -> CudaSlice<T> { turn.upload(tensor.data()) };
     let [w1, b1, w2, b2] = [&filter.w1, &filter.b1, &filter.w2, &filter.b2].map(up);
@@ -194,13 +199,6 @@ fn grids_and_groups_of_every_kind() {
             Case { layout, relu: at % 3 == 0, residual: at % 4 != 1, ..Case::new(1, grid, groups, width) };
         check::<f32>(&turn, &case).unwrap();
     }
-    for (grid, width) in
-        [([16, 16], 8), ([32, 32], 8), ([8, 8], 18), ([12, 20], 13), ([14, 28], 16), ([7, 9], 40)]
-    {
-        let case = Case::new(1, grid, 1, width);
-        check::<f16>(&turn, &case).unwrap();
-        check::<bf16>(&turn, &case).unwrap();
-    }
     let case = Case::new(2, [7, 8], 2, 8);
     check::<f16>(&turn, &case).unwrap();
     check::<bf16>(&turn, &Case { layout: Layout::Planes, ..case }).unwrap();
@@ -240,6 +238,127 @@ proptest! {
         }
         turn.end();
     }
+}
+
+/// What is off beyond the rounding of the result to `T`, over the largest value: a bound from below on the error before it, and
+/// close to it, for some of many values are small.
+fn beyond_rounding<T: Value>(got: &[f32], want: &[f32]) -> f32 {
+    let (digits, least) = match <T as Element>::DTYPE {
+        foveate::cuda::DType::F32 => (24, -126),
+        foveate::cuda::DType::F16 => (11, -14),
+        foveate::cuda::DType::Bf16 => (8, -126),
+    };
+    let largest = want.iter().fold(1.0_f32, |largest, v| largest.max(v.abs()));
+    let excess = got.iter().zip(want).map(|(got, want)| {
+        let exponent = (got.abs().max(want.abs()).log2().floor() as i32).max(least);
+        (got - want).abs() - 2_f32.powi(exponent - digits)
+    });
+    excess.fold(0.0, f32::max) / largest
+}
+
+/// Grids with axes of every kind (a product, two, butterflies, a prime) and groups on either side of the widths that tensor
+/// cores take.
+fn products() -> impl Strategy<Value = Case> {
+    let side = || prop::sample::select(vec![1_usize, 2, 5, 7, 8, 9, 11, 12, 14, 16, 17, 18, 20, 24, 28, 32]);
+    (case(), side(), side(), 5_usize..43).prop_map(|(case, height, columns, width)| {
+        // One group of one image where there is much to compute.
+        let (batch, groups) =
+            if height * columns * width > 4000 { (1, 1) } else { (case.batch, case.groups) };
+        Case { grid: [height, columns], width, groups, batch, ..case }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn tensor_cores_give_what_the_reference_gives(case in products(), bf16_too: bool) {
+        let Some(turn) = Turn::new() else { return Ok(()) };
+        check::<f16>(&turn, &case)?;
+        if bf16_too {
+            check::<bf16>(&turn, &case)?;
+        }
+        turn.end();
+    }
+}
+
+/// Beside the f32 kernel, which takes no tensor cores, on the same values. Four transforms and two layers leave out 2^-17 of a
+/// value at most each time, here and there in either direction; 2^-15 of the largest value is what they come to if all of one
+/// value's errors have one direction.
+#[test]
+fn products_differ_from_multiply_adds_by_the_rounding_of_the_result() {
+    fn beyond<T: Value>(turn: &Turn, case: &Case) -> f32 {
+        let worst = beyond_rounding::<T>(&on_device::<T>(turn, case), &computed::<f32, T>(turn, case));
+        println!("{:?} {}: {worst:e}", case.grid, case.width);
+        worst
+    }
+    let Some(turn) = Turn::new() else { return };
+    for (grid, width) in [
+        ([32, 32], 8),
+        ([16, 16], 13),
+        ([8, 8], 18),
+        ([16, 16], 32),
+        ([8, 8], 40),
+        ([12, 20], 11),
+        ([14, 28], 16),
+        ([7, 9], 24),
+    ] {
+        let case = Case { residual: false, ..Case::new(1, grid, 1, width) };
+        let worst = beyond::<f16>(&turn, &case).max(beyond::<bf16>(&turn, &case));
+        assert!(worst <= 2_f32.powi(-15), "{case:?}: {worst:e}");
+        // A layer of one bf16 part would be seen: 2^-9 of a value.
+        let other = Case { seed: case.seed + 1, ..case };
+        let far =
+            beyond_rounding::<f16>(&on_device::<f16>(&turn, &case), &computed::<f32, f16>(&turn, &other));
+        assert!(far > 1e-2, "other values are seen");
+    }
+    turn.end();
+}
+
+/// Which kernel runs, how many products it takes, and that it moves x, residual, out and the weights once an image.
+#[cfg(feature = "emulated")]
+#[test]
+fn what_has_16_bits_takes_tensor_cores() {
+    use foveate_device_tests::traffic::Traffic;
+    fn ran<T: Value>(turn: &Turn, case: &Case) -> Traffic {
+        Traffic::of(turn, || drop(on_device::<T>(turn, case)))
+    }
+    let Some(turn) = Turn::new() else { return };
+    for (grid, width, axes) in [([32, 32], 8, 2), ([16, 16], 20, 2), ([8, 8], 40, 0), ([14, 7], 13, 1)] {
+        let case = Case::new(2, grid, 2, width);
+        let steps = width.div_ceil(8);
+        // By hand: a unit of 8 by 8 channels is 4 products, 6 in f16, for 16 bins and each of two layers; 16 lines of up to 16
+        // values are 24, of up to 32 twice as many, there and back.
+        let bins = (grid[0] * (grid[1] / 2 + 1)).div_ceil(16);
+        let network = |unit: usize| 2 * bins * steps * steps * unit;
+        let lines = |n: usize, other: usize| match n {
+            9..=16 => (width.div_ceil(2) * other).div_ceil(16) * 24,
+            18..=32 => (width.div_ceil(2) * other).div_ceil(16) * 48,
+            _ => 0,
+        };
+        let transforms = 2 * (lines(grid[1], grid[0]) + lines(grid[0], grid[1]));
+        assert_eq!(usize::from(lines(grid[1], grid[0]) > 0) + usize::from(lines(grid[0], grid[1]) > 0), axes);
+        let blocks = case.batch * case.groups;
+        let values = 3 * case.batch * case.positions() * case.channels();
+        let weights = 4 * case.groups * width * (width + 1);
+        for (traffic, name, unit) in
+            [(ran::<f16>(&turn, &case), "f16", 6), (ran::<bf16>(&turn, &case), "bf16", 4)]
+        {
+            assert_eq!(traffic.kernel(), format!("fv_frequency_mma_{name}_{steps}"));
+            let products = blocks * (network(unit) + transforms);
+            assert_eq!(traffic.matrix_instructions(), products as f64, "{case:?} {name}");
+            let over = traffic.moved() / (2 * (values + weights)) as f64;
+            assert!(over <= 1.1, "{case:?} {name}: {over}");
+        }
+        let traffic = ran::<f32>(&turn, &case);
+        assert!(traffic.kernel().starts_with("fv_frequency_f32"), "{}", traffic.kernel());
+        assert_eq!(traffic.matrix_instructions(), 0.0);
+    }
+    for width in [7, 41] {
+        let traffic = ran::<f16>(&turn, &Case::new(1, [8, 8], 1, width));
+        assert!(traffic.kernel().starts_with("fv_frequency_f16"), "{}", traffic.kernel());
+    }
+    turn.end();
 }
 
 /// A spectrum that no block holds: three launches, through memory.
