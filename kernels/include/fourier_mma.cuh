@@ -117,6 +117,7 @@ __device__ __noinline__ void transform_lines(float2* planes, const Axis& axis, c
                     }
                     mma<Bf16>(sum[half], low[half][k], b.x, b.y);
                     mma<Bf16>(sum[half], high[half][k], b.z, b.w);
+                    mma<Bf16>(sum[half], low[half][k], b.z, b.w);
                 }
             }
             const int value = 4 * t + i;

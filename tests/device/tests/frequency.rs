@@ -260,7 +260,7 @@ fn beyond_rounding<T: Value>(got: &[f32], want: &[f32]) -> f32 {
 /// cores take.
 fn products() -> impl Strategy<Value = Case> {
     let side = || prop::sample::select(vec![1_usize, 2, 5, 7, 8, 9, 11, 12, 14, 16, 17, 18, 20, 24, 28, 32]);
-    (case(), side(), side(), 5_usize..43).prop_map(|(case, height, columns, width)| {
+    (case(), side(), side(), 3_usize..43).prop_map(|(case, height, columns, width)| {
         // One group of one image where there is much to compute.
         let (batch, groups) =
             if height * columns * width > 4000 { (1, 1) } else { (case.batch, case.groups) };
@@ -282,9 +282,8 @@ proptest! {
     }
 }
 
-/// Beside the f32 kernel, which takes no tensor cores, on the same values. Four transforms and two layers leave out 2^-17 of a
-/// value at most each time, here and there in either direction; 2^-15 of the largest value is what they come to if all of one
-/// value's errors have one direction.
+/// Beside the f32 kernel, which takes no tensor cores, on the same values: what differs beyond the rounding of the result is what
+/// the tolerance of these tests leaves to arithmetic.
 #[test]
 fn products_differ_from_multiply_adds_by_the_rounding_of_the_result() {
     fn beyond<T: Value>(turn: &Turn, case: &Case) -> f32 {
@@ -305,7 +304,7 @@ fn products_differ_from_multiply_adds_by_the_rounding_of_the_result() {
     ] {
         let case = Case { residual: false, ..Case::new(1, grid, 1, width) };
         let worst = beyond::<f16>(&turn, &case).max(beyond::<bf16>(&turn, &case));
-        assert!(worst <= 2_f32.powi(-15), "{case:?}: {worst:e}");
+        assert!(worst <= 1e-5, "{case:?}: {worst:e}");
         // A layer of one bf16 part would be seen: 2^-9 of a value.
         let other = Case { seed: case.seed + 1, ..case };
         let far =
@@ -328,12 +327,12 @@ fn what_has_16_bits_takes_tensor_cores() {
         let case = Case::new(2, grid, 2, width);
         let steps = width.div_ceil(8);
         // By hand: a unit of 8 by 8 channels is 4 products, 6 in f16, for 16 bins and each of two layers; 16 lines of up to 16
-        // values are 24, of up to 32 twice as many, there and back.
+        // values are 32, of up to 32 twice as many, there and back.
         let bins = (grid[0] * (grid[1] / 2 + 1)).div_ceil(16);
         let network = |unit: usize| 2 * bins * steps * steps * unit;
         let lines = |n: usize, other: usize| match n {
-            9..=16 => (width.div_ceil(2) * other).div_ceil(16) * 24,
-            18..=32 => (width.div_ceil(2) * other).div_ceil(16) * 48,
+            9..=16 => (width.div_ceil(2) * other).div_ceil(16) * 32,
+            18..=32 => (width.div_ceil(2) * other).div_ceil(16) * 64,
             _ => 0,
         };
         let transforms = 2 * (lines(grid[1], grid[0]) + lines(grid[0], grid[1]));
@@ -354,7 +353,7 @@ fn what_has_16_bits_takes_tensor_cores() {
         assert!(traffic.kernel().starts_with("fv_frequency_f32"), "{}", traffic.kernel());
         assert_eq!(traffic.matrix_instructions(), 0.0);
     }
-    for width in [7, 41] {
+    for width in [3, 41] {
         let traffic = ran::<f16>(&turn, &Case::new(1, [8, 8], 1, width));
         assert!(traffic.kernel().starts_with("fv_frequency_f16"), "{}", traffic.kernel());
     }
