@@ -13,9 +13,10 @@
 //          a + ib, so the transforms cost 5*N*log2(N) flop a pair and direction; bins cost 16*S*S flop a group for each of
 //          H*(W/2 + 1): 3.3 and 4.6 Mflop at C = 64, 32x32, 6.6 and 18 at C = 128; 0.3 and 1.7 at C = 144, 8x8. Bound by f32
 //          arithmetic from S = 12 on. The skip costs nothing: M*X + X is (M + 1)*X.
-//          As products with the matrix of the transform on tensor cores the transforms take 8*N*(H + W) flop a pair: 10 times
-//          as many at 32x32, 4.3 times at 8x8, and three TF32 products each for f32's accuracy, where tensor cores are 8 times
-//          as fast: not taken.
+//          f16 and bf16 of up to 40 channels a group are for kernels/frequency_mma.cu. In f32 products on tensor cores need parts
+//          of three bf16 and six products, or three of TF32, half as fast: with 8*N*(H + W) flop a pair the transforms take 3.8
+//          times the clocks at 32x32 and 1.6 times at 8x8; the network takes 2.7 times fewer at S = 32, where its weights would fill
+//          48 KiB: not done.
 
 #include "activation.cuh"
 #include "element.cuh"

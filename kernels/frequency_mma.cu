@@ -1,12 +1,39 @@
 // frequency_mma.cu - the adaptive frequency filter of kernels/frequency.cu for 16-bit types, on tensor cores.
 //
-// Maths, shapes: as there. One launch, a group's spectrum in shared memory; S up to 40.
+// Maths, shapes: as there. One launch, a group's spectrum in shared memory; S from 4 to 40. src/cuda/frequency/matrix.rs decides.
 // Launch:  grid B*G, 128 or 256 threads.
+// Numbers: weights are exact in one bf16 (bf16) or in two (f16). The spectrum, the hidden layer, the planes and the matrices of the
+//          transforms are split into two bf16, which keep f32's range, so the mean of a map overflows no sooner than in f32. The
+//          network takes 2 products a fragment (bf16) or 3 (f16), the transforms all 4. Beside the multiply-adds of f32 on the
+//          same values that costs 1.1e-5 of the largest result at most (400 random shapes; half of them below 4.3e-6; 5e-7
+//          where only the network takes products): a fortieth of the rounding to f16. One bf16 alone would leave 2^-9 of every value.
+//          Two f16 keep six bits more, but a map's mean times sqrt(N) would have to be scaled into their range.
+// Count:   a multiply-add instruction is 32 products, m16n8k16 is 2048; in the clocks of an A100's multiprocessor, 1/2 and 2
+//          (H100: 1/4 and 1), tensor cores are 16 times as fast a product.
+//          Network: bins*S*S/4 multiply-add instructions a group; for P = ceil(S/8), ceil(bins/16)*8*P*P m16n8k16 in bf16, 12 in
+//          f16: 8,704 and 408 at S = 8, 32x32; 36,864 and 1,728 at S = 32, 16x16; 3,240 and 324 at S = 18, 8x8, where 18 is padded to
+//          24 and 40 bins to 48. With the padding 5.3, 5.3 and 2.5 times fewer clocks of their pipe, half as many again in bf16.
+//          Transforms of n = 9 to 16 values, or of twice as many: 32 or 64 m16n8k16 for 16 lines, and 2 f32 instructions for each
+//          complex value of a lane (6 for twice as many) instead of 11 (15) in butterflies, and one pass of index arithmetic instead of
+//          two. Wavefronts of shared memory are as many at 16, where the matrix is read as often as values, 30 % fewer at 32.
+//          Without these, with network alone, with both, a group of AFFNet in f16 (warp instructions; wavefronts; f32):
+//            S = 8,  32x32   74.7 k  45.5 k  37.0 k    14.9 k   9.4 k   6.5 k    21.4 k  12.4 k   7.9 k
+//            S = 16, 32x32  162.1 k  88.1 k  71.9 k    44.5 k  20.8 k  14.9 k    61.1 k  24.7 k  15.6 k
+//            S = 13, 16x16   53.5 k  35.3 k  30.2 k     9.3 k   4.8 k   4.2 k    13.2 k   5.2 k   3.0 k
+//            S = 32, 16x16  128.8 k  52.8 k  42.7 k    37.1 k   9.9 k  10.0 k    54.4 k  11.0 k   6.1 k
+//            S = 18, 8x8     18.4 k  11.8 k       -     3.2 k   1.8 k       -     5.4 k   2.0 k       -
+//            S = 40, 8x8     54.7 k  19.2 k       -    12.4 k   4.0 k       -    22.4 k   3.6 k       -
+//          Transforms of 8 values stay butterflies: a radix of 8 is one pass; padded to 16 they took 28 % more instructions and
+//          41 % more wavefronts (the whole kernel, S = 18); 7 pads more. 56 and 64 are two passes of radices 7 and 8 as they are, and
+//          would be a pass of radix 4 and one of products: as many, not tried.
+//          Tensor cores are busy three quarters as long as shared memory on an A100, three eighths on an H100.
+//          What else is in these numbers: planes begin in different banks, and 4 to 16 bytes travel in an access.
 
 #include "activation.cuh"
 #include "element.cuh"
 #include "fourier_mma.cuh"
 #include "frequency.cuh"
+#include "frequency_wide.cuh"
 #include "reduce.cuh"
 
 namespace {
@@ -122,158 +149,6 @@ __device__ __forceinline__ void fill_layer(const FrequencyParams& p, int group, 
     for (int i = static_cast<int>(threadIdx.x); i < 8 * kSteps; i += static_cast<int>(blockDim.x)) {
         bias_to[i] = i < channels ? make_float2(E::widen(__ldg(b + i)), E::widen(__ldg(b + p.groups * channels + i)))
                                   : make_float2(0.0f, 0.0f);
-    }
-}
-
-// kValues 16-bit values in one access.
-template <int kValues>
-struct Words {
-    uint32_t word[kValues / 2];
-
-    static __device__ __forceinline__ Words load(const uint16_t* at) {
-        Words w;
-        if constexpr (kValues == 8) {
-            const uint4 raw = __ldg(reinterpret_cast<const uint4*>(at));
-            w = {{raw.x, raw.y, raw.z, raw.w}};
-        } else if constexpr (kValues == 4) {
-            const uint2 raw = __ldg(reinterpret_cast<const uint2*>(at));
-            w = {{raw.x, raw.y}};
-        } else {
-            w = {{__ldg(reinterpret_cast<const uint32_t*>(at))}};
-        }
-        return w;
-    }
-    __device__ __forceinline__ void store(uint16_t* at) const {
-        if constexpr (kValues == 8) {
-            *reinterpret_cast<uint4*>(at) = make_uint4(word[0], word[1], word[2], word[3]);
-        } else if constexpr (kValues == 4) {
-            *reinterpret_cast<uint2*>(at) = make_uint2(word[0], word[1]);
-        } else {
-            *reinterpret_cast<uint32_t*>(at) = word[0];
-        }
-    }
-};
-
-// kValues channels of a position, or two positions of two channels, between memory and planes: `body(position, channel, place)`
-// for the first of them, channel of the group and place in the first plane.
-template <int kValues, bool kPlanar, class Body>
-__device__ __forceinline__ void for_each_access(const FrequencyParams& p, Body&& body) {
-    const int items = kPlanar ? (p.channels + 1) / 2 * p.pairs.divisor : p.positions.divisor * p.pairs.divisor;
-    for (int item = static_cast<int>(threadIdx.x); item < items; item += static_cast<int>(blockDim.x)) {
-        const int quotient = p.pairs.quotient(item), rest = p.pairs.remainder(item, quotient);
-        const int position = kPlanar ? 2 * rest : quotient, channel = kPlanar ? 2 * quotient : kValues * rest;
-        const int h = p.width.quotient(position);
-        body(position, channel, channel / 2 * p.rows.outer_step + h * p.row + p.width.remainder(position, h));
-    }
-}
-
-template <class E, int kValues>
-__device__ __forceinline__ void load_channels(const FrequencyParams& p, float2* planes, const uint16_t* x) {
-    for_each_access<kValues, false>(p, [&](int position, int channel, int place) {
-        const auto words = Words<kValues>::load(x + position * p.x_at.position + channel);
-#pragma unroll
-        for (int i = 0; i < kValues / 2; ++i) {
-            float v[2];
-            E::widen_word(words.word[i], v);
-            planes[place + i * p.rows.outer_step] = make_float2(v[0], v[1]);
-        }
-    });
-}
-
-template <class E>
-__device__ __forceinline__ void load_positions(const FrequencyParams& p, float2* planes, const uint16_t* x) {
-    for_each_access<2, true>(p, [&](int position, int channel, int place) {
-        const uint16_t* at = x + channel * p.x_at.channel + position;
-        float a[2], b[2] = {};
-        E::widen_word(Words<2>::load(at).word[0], a);
-        if (channel + 1 < p.channels) {
-            E::widen_word(Words<2>::load(at + p.x_at.channel).word[0], b);
-        }
-        planes[place] = make_float2(a[0], b[0]);
-        planes[place + 1] = make_float2(a[1], b[1]);
-    });
-}
-
-template <class E, int kValues>
-__device__ __forceinline__ void store_channels(const FrequencyParams& p, const float2* planes, const uint16_t* residual,
-                                               uint16_t* out) {
-    const float factor = 2.0f * p.scale * p.scale;
-    for_each_access<kValues, false>(p, [&](int position, int channel, int place) {
-        Words<kValues> words = {};
-        if (p.residual != nullptr) {
-            words = Words<kValues>::load(residual + position * p.residual_at.position + channel);
-        }
-#pragma unroll
-        for (int i = 0; i < kValues / 2; ++i) {
-            const float2 sum = planes[place + i * p.rows.outer_step];
-            float v[2];
-            E::widen_word(words.word[i], v);
-            v[0] = __fmaf_rn(sum.x, factor, v[0]);
-            v[1] = __fmaf_rn(sum.y, factor, v[1]);
-            words.word[i] = E::narrow_word(v);
-        }
-        words.store(out + position * p.out_at.position + channel);
-    });
-}
-
-template <class E>
-__device__ __forceinline__ void store_positions(const FrequencyParams& p, const float2* planes, const uint16_t* residual,
-                                                uint16_t* out) {
-    const float factor = 2.0f * p.scale * p.scale;
-    for_each_access<2, true>(p, [&](int position, int channel, int place) {
-        const float2 first = planes[place], second = planes[place + 1];
-        const float sums[2][2] = {{first.x, second.x}, {first.y, second.y}};
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-            if (channel + c < p.channels) {
-                Words<2> words = {};
-                if (p.residual != nullptr) {
-                    words = Words<2>::load(residual + (channel + c) * p.residual_at.channel + position);
-                }
-                float v[2];
-                E::widen_word(words.word[0], v);
-                v[0] = __fmaf_rn(sums[c][0], factor, v[0]);
-                v[1] = __fmaf_rn(sums[c][1], factor, v[1]);
-                words.word[0] = E::narrow_word(v);
-                words.store(out + (channel + c) * p.out_at.channel + position);
-            }
-        }
-    });
-}
-
-template <class E>
-__device__ __forceinline__ void load_group(const FrequencyParams& p, float2* planes, int64_t image, int group) {
-    const int first = group * p.channels;
-    const auto* x = static_cast<const uint16_t*>(p.x) + image * p.x_at.batch + first * p.x_at.channel;
-    if (p.together == 0) {
-        fv::load_planes<E>(p, planes, image, first, p.channels);
-    } else if (p.planar != 0) {
-        load_positions<E>(p, planes, x);
-    } else if (p.together == 8) {
-        load_channels<E, 8>(p, planes, x);
-    } else if (p.together == 4) {
-        load_channels<E, 4>(p, planes, x);
-    } else {
-        load_channels<E, 2>(p, planes, x);
-    }
-}
-
-template <class E>
-__device__ __forceinline__ void store_group(const FrequencyParams& p, const float2* planes, int64_t image, int group) {
-    const int first = group * p.channels;
-    auto* out = static_cast<uint16_t*>(p.out) + image * p.out_at.batch + first * p.out_at.channel;
-    const auto* residual =
-        static_cast<const uint16_t*>(p.residual) + image * p.residual_at.batch + first * p.residual_at.channel;
-    if (p.together == 0) {
-        fv::store_planes<E>(p, planes, image, first, p.channels);
-    } else if (p.planar != 0) {
-        store_positions<E>(p, planes, residual, out);
-    } else if (p.together == 8) {
-        store_channels<E, 8>(p, planes, residual, out);
-    } else if (p.together == 4) {
-        store_channels<E, 4>(p, planes, residual, out);
-    } else {
-        store_channels<E, 2>(p, planes, residual, out);
     }
 }
 
@@ -430,7 +305,7 @@ __device__ __forceinline__ void resident(const FrequencyParams& p) {
     {
         const Shared s = where();
         fv::fill_turns(p, s);
-        load_group<E>(p, s.planes, image, group);
+        fv::load_group<E>(p, s.planes, image, group);
         fill_layer<E, kSteps>(p, group, p.w1, p.b1, s.w1, s.b1);
         fill_layer<E, kSteps>(p, group, p.w2, p.b2, s.w2, s.b2);
         // Its barriers are between the turns and the matrices.
@@ -460,7 +335,7 @@ __device__ __forceinline__ void resident(const FrequencyParams& p) {
         const Shared s = where();
         fv::transform_axis_mma<true>(s.planes, p.rows, s.row_matrix, s.row_turns, s.scratch, p.scratch);
     }
-    store_group<E>(p, where().planes, image, group);
+    fv::store_group<E>(p, where().planes, image, group);
 }
 
 }  // namespace

@@ -2,8 +2,8 @@
 //
 // A line of n complex values is a row of 2n real ones, its transform the product with the real (2n, 2n) matrix of turns; sixteen
 // lines are one m16n8k16 tile high. A length of 2n takes a butterfly of radix 2 in registers before (inverse: behind) two
-// products. Every f32 is the sum of two bf16, high and low, which keep 16 bits of it and its range: nothing overflows that does not
-// in f32. A product takes three: high*high, low*high, high*low. What is left out is 2^-17 of a value at most.
+// products. Every f32 is the sum of two bf16, high and low, which keep 16 of its bits and its range: nothing overflows that does not
+// in f32. All four products of these halves are taken: low*low is the largest of the errors left otherwise.
 //
 // Products do not care how k and columns are numbered. Lane 4g + t of a fragment has line g and values 4t to 4t + 3, so that neither
 // along the rows, where lines lie an odd number of values apart, nor along the columns two lanes meet in a bank.

@@ -6,11 +6,11 @@ use super::{
 };
 use crate::Result;
 
-/// Group widths that the kernels take. Below, a group padded to 8 channels costs more than the multiply-adds it replaces;
-/// above, a bin's sums do not fit the registers.
+/// Group widths that the kernels take. Groups of 2 channels, padded to 8, gain nothing on 8x8 positions; above 40, a bin's sums do not
+/// fit the registers.
 const WIDTHS: std::ops::RangeInclusive<usize> = 4..=40;
-/// The longest transform that is one product, and the shortest that is worth one: what butterflies do in one pass through
-/// shared memory costs them less than a product.
+/// Lengths of transforms that are one product, padded to 16: as many as an instruction's tile holds. Butterflies take them in two
+/// passes through shared memory, but 8 and 7 in one, which costs less than a product (kernels/frequency_mma.cu has the count).
 const BASES: std::ops::RangeInclusive<usize> = 9..=16;
 /// Bytes of one such matrix in shared memory: `kMatrixWords` of kernels/include/fourier_mma.cuh.
 const MATRIX_BYTES: usize = 8 * 32 * 16;
