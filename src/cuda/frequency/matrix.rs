@@ -1,4 +1,4 @@
-//! Which filters run on tensor cores (kernels/frequency_mma.cu), and how.
+//! Which filters run on tensor cores (`kernels/frequency_mma.cu`), and how.
 
 use super::{
     DType, FrequencyShape, LONGEST_SIDE,
@@ -10,11 +10,11 @@ use crate::Result;
 /// fit the registers.
 const WIDTHS: std::ops::RangeInclusive<usize> = 4..=40;
 /// Lengths of transforms that are one product, padded to 16: as many as an instruction's tile holds. Butterflies take them in two
-/// passes through shared memory, but 8 and 7 in one, which costs less than a product (kernels/frequency_mma.cu has the count).
+/// passes through shared memory, but 8 and 7 in one, which costs less than a product (`kernels/frequency_mma.cu` has the count).
 const BASES: std::ops::RangeInclusive<usize> = 9..=16;
-/// Bytes of one such matrix in shared memory: `kMatrixWords` of kernels/include/fourier_mma.cuh.
+/// Bytes of one such matrix in shared memory: `kMatrixWords` of `kernels/include/fourier_mma.cuh`.
 const MATRIX_BYTES: usize = 8 * 32 * 16;
-/// Bytes of the weights from 8 channels to 8 others, of either part: `kUnit` of kernels/frequency_mma.cu.
+/// Bytes of the weights from 8 channels to 8 others, of either part: `kUnit` of `kernels/frequency_mma.cu`.
 const UNIT_BYTES: usize = 32 * 16;
 
 /// Instantiations of the kernel, by eights of channels.

@@ -1,4 +1,4 @@
-//! The adaptive frequency filter (kernels/frequency.cu, kernels/frequency_mma.cu).
+//! The adaptive frequency filter (kernels/frequency.cu, `kernels/frequency_mma.cu`).
 
 mod matrix;
 mod plan;
@@ -91,7 +91,7 @@ const _: () = assert!(
 // SAFETY: plain integers and floats in the kernel's layout, which both sides assert.
 unsafe impl DeviceRepr for Params {}
 
-/// The kernels of kernels/frequency.cu, those of the mask network in the order of [`TILES`], and of kernels/frequency_mma.cu, in
+/// The kernels of kernels/frequency.cu, those of the mask network in the order of [`TILES`], and of `kernels/frequency_mma.cu`, in
 /// the order of [`STEPS`], for f16 and for bf16.
 #[derive(Debug)]
 pub(super) struct FrequencyKernels {
