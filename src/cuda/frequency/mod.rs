@@ -203,7 +203,8 @@ pub fn workspace_bytes(device: &Device, shape: FrequencyShape) -> Result<usize> 
 /// `x + residual + inverse(mask(X)·X)`, as [`GridBackend::frequency`](crate::backend::GridBackend::frequency) says, into `out`.
 ///
 /// One launch where a group's spectrum fits a block's shared memory, else three, with the spectrum in `workspace`
-/// ([`workspace_bytes`]).
+/// ([`workspace_bytes`]). In f16 and bf16, groups of 4 to 40 channels take tensor cores, with spectra, hidden values and matrices as
+/// sums of two bf16: as exact as f32 to 1.1e-5 of the largest result.
 ///
 /// # Errors
 /// [`Error::Argument`] when shapes do not fit, a side of the grid exceeds [`LONGEST_SIDE`], a plane of the grid does not fit
