@@ -110,6 +110,7 @@ struct Axis {
     int outer_step;  // from a plane's lines to the next plane's
     int inner_step;  // from line to line
     int step;        // from value to value
+    int base;        // fourier_mma.cuh: the length its matrix is for, 0 for butterflies
     uint64_t radices;  // a byte each, 0 past the last one
 
     __device__ __forceinline__ int radix(int at) const { return static_cast<int>(radices >> (8 * at)) & 0xff; }

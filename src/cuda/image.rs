@@ -286,7 +286,7 @@ impl Kernels {
             windows: WindowKernels::load(&module("windows")?)?,
             connectivity: ConnectivityKernels::load(&module("connectivity")?)?,
             convolution: ConvolutionKernels::load(&module("convolution")?)?,
-            frequency: FrequencyKernels::load(&module("frequency")?)?,
+            frequency: FrequencyKernels::load(&module("frequency")?, &module("frequency_mma")?)?,
             grid_norm: GridNormKernels::load(&module("grid_norm")?)?,
             head_norm: HeadNormKernels::load(&module("head_norm")?)?,
             patch: PatchKernels::load(&module("patch")?)?,

@@ -15,7 +15,7 @@
 //! | [`activation`] | kernels/activation.cu | [`Activation`](crate::model::Activation) |
 //! | [`connectivity`] | kernels/connectivity.cu | [`reference::connectivity`](crate::reference::connectivity) |
 //! | [`convolution`] | kernels/convolution.cu | [`GridBackend::convolution`], [`GridBackend::depthwise`] |
-//! | [`frequency`] | kernels/frequency.cu | [`GridBackend::frequency`] |
+//! | [`frequency`] | kernels/frequency.cu, `frequency_mma.cu` | [`GridBackend::frequency`] |
 //! | [`grid_norm`] | `kernels/grid_norm.cu` | [`GridBackend::grid_norm`] |
 //! | [`head_norm`] | `kernels/head_norm.cu` | [`Backend::head_norm`] |
 //! | [`matching`] | kernels/matching.cu | [`Backend::matching`] |

@@ -56,6 +56,7 @@ const DYNAMIC_SHARED: &[(&str, u32)] = &[
     ("fv_frequency_forward", 9_216),
     ("fv_frequency_inverse", 9_216),
     ("fv_frequency_bins", 37_888),
+    ("fv_frequency_mma", 81_040),
     ("fv_frequency", 88_976),
     // Tokens of 384 values.
     ("fv_predictor_score_f32", 53_760),
@@ -89,6 +90,11 @@ const REASONS: &[(&str, &str)] = &[
     (
         "fv_depthwise",
         "a strip's open sums and the nine weights stay in registers; 64 and 80 of them spill on sm_120 in f16",
+    ),
+    (
+        "fv_frequency_mma",
+        "a group's whole spectrum stays in shared memory between the transforms, 66 of 79 KiB at 16 channels on 32x32; sums and \
+         halves of all channels of sixteen bins, or of sixteen lines, stay in registers, which leave room for 16 warps",
     ),
     (
         "fv_frequency",

@@ -1,5 +1,6 @@
-//! The adaptive frequency filter (kernels/frequency.cu).
+//! The adaptive frequency filter (kernels/frequency.cu, `kernels/frequency_mma.cu`).
 
+mod matrix;
 mod plan;
 
 use bytemuck::{Pod, Zeroable};
@@ -8,13 +9,14 @@ use cudarc::driver::{CudaStream, CudaView, CudaViewMut, DevicePtrMut, DeviceRepr
 use super::{
     DType, Device, DevicePointer, Element, Strided,
     borrow::Borrow,
-    image::{Module, TypedKernels},
+    image::{Kernel, Module, TypedKernels},
     launch::{Divisor, Shape, int, launch},
     nvtx,
     select::permit,
     strided::check_pointer,
 };
 use crate::{Error, Result, backend::Frequency, model::Activation};
+use matrix::{MatrixPlan, STEPS, base, factors};
 use plan::{Plan, TILES, radices};
 
 const OP: &str = "frequency";
@@ -35,11 +37,11 @@ struct Axis {
     outer_step: i32,
     inner_step: i32,
     step: i32,
-    unused: u32,
+    base: i32,
     radices: u64,
 }
 
-/// `FrequencyParams` of kernels/frequency.cu.
+/// `FrequencyParams` of kernels/include/frequency.cuh.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct Params {
@@ -59,6 +61,7 @@ struct Params {
     width: Divisor,
     pairs: Divisor,
     positions: Divisor,
+    interior: Divisor,
     height: i32,
     channels: i32,
     groups: i32,
@@ -69,43 +72,50 @@ struct Params {
     relu: i32,
     planar: i32,
     together: i32,
+    weights_together: i32,
     threshold: f32,
     scale: f32,
-    unused: u32,
+    unused: i32,
 }
 
 const _: () = assert!(
-    size_of::<Params>() == 336
+    size_of::<Params>() == 352
         && std::mem::offset_of!(Params, x_at) == 64
         && std::mem::offset_of!(Params, rows) == 136
         && std::mem::offset_of!(Params, columns) == 192
         && std::mem::offset_of!(Params, width) == 248
-        && std::mem::offset_of!(Params, height) == 284
-        && std::mem::offset_of!(Params, scale) == 328
+        && std::mem::offset_of!(Params, height) == 296
+        && std::mem::offset_of!(Params, scale) == 344
 );
 
 // SAFETY: plain integers and floats in the kernel's layout, which both sides assert.
 unsafe impl DeviceRepr for Params {}
 
-/// The kernels of kernels/frequency.cu; those of the mask network in the order of [`TILES`].
+/// The kernels of kernels/frequency.cu, those of the mask network in the order of [`TILES`], and of `kernels/frequency_mma.cu`, in
+/// the order of [`STEPS`], for f16 and for bf16.
 #[derive(Debug)]
 pub(super) struct FrequencyKernels {
     resident: [TypedKernels; 2],
     bins: [TypedKernels; 2],
     forward: TypedKernels,
     inverse: TypedKernels,
+    matrix: [Vec<Kernel>; 2],
 }
 
 impl FrequencyKernels {
-    pub(super) fn load(module: &Module) -> Result<Self> {
+    pub(super) fn load(module: &Module, matrix: &Module) -> Result<Self> {
         let load =
             |prefix: &str, tile: usize| TypedKernels::load_variant(module, prefix, &format!("_{tile}"));
+        let of_matrix = |dtype: DType| -> Result<Vec<Kernel>> {
+            STEPS.iter().map(|steps| matrix.kernel(format!("fv_frequency_mma_{dtype}_{steps}"))).collect()
+        };
         let [narrow, wide] = TILES;
         Ok(Self {
             resident: [load("fv_frequency", narrow)?, load("fv_frequency", wide)?],
             bins: [load("fv_frequency_bins", narrow)?, load("fv_frequency_bins", wide)?],
             forward: TypedKernels::load_variant(module, "fv_frequency_forward", "")?,
             inverse: TypedKernels::load_variant(module, "fv_frequency_inverse", "")?,
+            matrix: [of_matrix(DType::F16)?, of_matrix(DType::Bf16)?],
         })
     }
 
@@ -113,7 +123,8 @@ impl FrequencyKernels {
     pub(super) fn permit_shared_memory(&self, device: &str, limit: i32) -> Result<()> {
         let bytes = usize::try_from(limit).unwrap_or_default();
         let kernels = self.resident.iter().chain(&self.bins).chain([&self.forward, &self.inverse]);
-        kernels.flat_map(TypedKernels::all).try_for_each(|kernel| permit(kernel, bytes, device, limit))
+        let kernels = kernels.flat_map(TypedKernels::all).chain(self.matrix.iter().flatten());
+        kernels.into_iter().try_for_each(|kernel| permit(kernel, bytes, device, limit))
     }
 }
 
@@ -192,7 +203,8 @@ pub fn workspace_bytes(device: &Device, shape: FrequencyShape) -> Result<usize> 
 /// `x + residual + inverse(mask(X)·X)`, as [`GridBackend::frequency`](crate::backend::GridBackend::frequency) says, into `out`.
 ///
 /// One launch where a group's spectrum fits a block's shared memory, else three, with the spectrum in `workspace`
-/// ([`workspace_bytes`]).
+/// ([`workspace_bytes`]). In f16 and bf16, groups of 4 to 40 channels take tensor cores, with spectra, hidden values and matrices as
+/// sums of two bf16: as exact as f32 to 1.1e-5 of the largest result.
 ///
 /// # Errors
 /// [`Error::Argument`] when shapes do not fit, a side of the grid exceeds [`LONGEST_SIDE`], a plane of the grid does not fit
@@ -283,10 +295,22 @@ pub unsafe fn frequency_raw(
     }
 
     let plan = Plan::new(shape, device.shared_bytes())?;
+    let products = MatrixPlan::new(shape, dtype, device.shared_bytes())?;
+    let resident = plan.resident || products.is_some();
     let tensors = [Some(x), residual.as_ref(), Some(out)];
-    let together = *layout == Layout::Tokens
-        && width.is_multiple_of(2)
-        && tensors.into_iter().flatten().all(|tensor| tensor.aligned(dtype, 2 * dtype.bytes()));
+    let aligned = |values: usize| {
+        tensors.into_iter().flatten().all(|tensor| tensor.aligned(dtype, values * dtype.bytes()))
+    };
+    let [height, columns] = *grid;
+    // How many values travel in one access, and what is counted in such units.
+    let (counted, widest): (usize, &[usize]) = match (layout, products) {
+        (Layout::Tokens, Some(_)) => (width, &[8, 4, 2]),
+        (Layout::Planes, Some(_)) => (columns, &[2]),
+        (Layout::Tokens, None) => (width, &[2]),
+        (Layout::Planes, None) => (columns, &[]),
+    };
+    let together =
+        widest.iter().copied().find(|&values| counted.is_multiple_of(values) && aligned(values)).unwrap_or(0);
     let at = |tensor: &Strided<DevicePointer>| {
         let [image, second] = tensor.kernel_strides();
         match layout {
@@ -294,17 +318,21 @@ pub unsafe fn frequency_raw(
             Layout::Planes => [image, 1, second],
         }
     };
-    let [height, columns] = *grid;
     let positions = height * columns;
     let row = plan.row;
-    let axes = |planes: usize| -> Result<[Axis; 2]> {
-        let along_width = Axis::new(columns, planes, height, height * row, row, 1)?;
-        Ok([along_width, Axis::new(height, planes, columns, height * row, 1, row)?])
-    };
     let pairs = width.div_ceil(2);
-    let [along_width, along_height] = axes(if plan.resident { pairs } else { 1 })?;
+    let planes = if resident { pairs } else { 1 };
+    let plane = products.map_or(height * row, |products| products.plane);
+    let along_width = Axis::new(columns, planes, height, [plane, row, 1], products.is_some())?;
+    let along_height = Axis::new(height, planes, columns, [plane, 1, row], products.is_some())?;
     // What one block moves a position: a group's channels, or two of them where the work is staged.
-    let moved = if plan.resident { width } else { width.min(2) };
+    let moved = if resident { width } else { width.min(2) };
+    let units = match (layout, products) {
+        (Layout::Planes, Some(_)) if together > 0 => positions / together,
+        _ => moved / together.max(1),
+    };
+    let weights_together = width.is_multiple_of(2)
+        && [filter.w1, filter.w2].iter().all(|at| at.is_multiple_of(2 * dtype.bytes() as u64));
     let params = Params {
         x: x.data,
         residual: residual.map_or(0, |residual| residual.data),
@@ -319,18 +347,20 @@ pub unsafe fn frequency_raw(
         rows: along_width,
         columns: along_height,
         width: Divisor::new(OP, "columns", columns)?,
-        pairs: Divisor::new(OP, "channels", if together { moved / 2 } else { moved })?,
+        pairs: Divisor::new(OP, "channels", units)?,
         positions: Divisor::new(OP, "positions", positions)?,
+        interior: Divisor::new(OP, "columns", columns.saturating_sub(1) / 2)?,
         height: int(OP, "rows", height)?,
         channels: int(OP, "channels of a group", width)?,
         groups: int(OP, "groups", *groups)?,
         row: int(OP, "columns", row)?,
         chunk: int(OP, "bins", plan.chunk)?,
         tiles: int(OP, "tiles", plan.tiles)?,
-        scratch: int(OP, "values", plan.scratch)?,
+        scratch: int(OP, "values", products.map_or(plan.scratch, |products| products.scratch))?,
         relu,
         planar: i32::from(*layout == Layout::Planes),
-        together: i32::from(together),
+        together: int(OP, "values", together)?,
+        weights_together: i32::from(weights_together),
         threshold: filter.threshold,
         scale: (0.5 / (positions as f64).sqrt()) as f32,
         ..Params::zeroed()
@@ -338,13 +368,23 @@ pub unsafe fn frequency_raw(
     let kernels = &device.kernels().frequency;
     let size = |n: usize| int(OP, "blocks", n).map(i32::unsigned_abs);
     let blocks = shape.batch.saturating_mul(*groups);
-    let run = |kernel: &TypedKernels, blocks: usize, threads: usize, bytes: usize, params: &Params| {
+    let run = |kernel: &Kernel, blocks: usize, threads: usize, bytes: usize, params: &Params| {
         let shape = Shape { grid: size(blocks)?, block: size(threads)?, shared_bytes: size(bytes)? };
         // SAFETY: `Params` is the kernel's struct; the caller vouches for the memory behind it.
-        unsafe { launch(stream, kernel.pick(dtype), shape, params) }
+        unsafe { launch(stream, kernel, shape, params) }
     };
+    if let Some(MatrixPlan { steps, threads, shared_bytes, .. }) = products {
+        let kernel = &kernels.matrix[usize::from(dtype == DType::Bf16)][steps];
+        return run(kernel, blocks, threads, shared_bytes, &params);
+    }
     if plan.resident {
-        return run(&kernels.resident[plan.tile], blocks, plan.threads, plan.shared_bytes, &params);
+        return run(
+            kernels.resident[plan.tile].pick(dtype),
+            blocks,
+            plan.threads,
+            plan.shared_bytes,
+            &params,
+        );
     }
     if arguments.workspace_bytes < plan.spectrum_bytes {
         return Err(Error::argument(
@@ -360,9 +400,10 @@ pub unsafe fn frequency_raw(
     let transform = Params { scratch: int(OP, "values", plan.transform_scratch)?, ..params };
     let chunks = plan.bins.div_ceil(plan.chunk);
     let transforms = blocks.saturating_mul(pairs);
-    run(&kernels.forward, transforms, STAGED_THREADS, plan.transform_bytes, &transform)?;
-    run(&kernels.bins[plan.tile], blocks.saturating_mul(chunks), plan.threads, plan.shared_bytes, &params)?;
-    run(&kernels.inverse, transforms, STAGED_THREADS, plan.transform_bytes, &transform)
+    run(kernels.forward.pick(dtype), transforms, STAGED_THREADS, plan.transform_bytes, &transform)?;
+    let bins = kernels.bins[plan.tile].pick(dtype);
+    run(bins, blocks.saturating_mul(chunks), plan.threads, plan.shared_bytes, &params)?;
+    run(kernels.inverse.pick(dtype), transforms, STAGED_THREADS, plan.transform_bytes, &transform)
 }
 
 /// What the operands' extents say.
@@ -400,15 +441,11 @@ impl FrequencyShape {
 }
 
 impl Axis {
-    fn new(
-        length: usize,
-        planes: usize,
-        lines: usize,
-        outer_step: usize,
-        inner_step: usize,
-        step: usize,
-    ) -> Result<Self> {
-        let radices = radices(length).iter().rev().fold(0, |all, &radix| all << 8 | radix as u64);
+    /// `lines` in each of `planes`, their steps from plane to plane, from line to line, from value to value.
+    fn new(length: usize, planes: usize, lines: usize, steps: [usize; 3], products: bool) -> Result<Self> {
+        let (factors, base) = if products { (factors(length), base(length)) } else { (radices(length), 0) };
+        let radices = factors.iter().rev().fold(0, |all, &radix| all << 8 | radix as u64);
+        let [outer_step, inner_step, step] = steps;
         Ok(Self {
             length: int(OP, "values", length)?,
             lines: int(OP, "lines", planes * lines)?,
@@ -417,7 +454,7 @@ impl Axis {
             outer_step: int(OP, "values", outer_step)?,
             inner_step: int(OP, "values", inner_step)?,
             step: int(OP, "values", step)?,
-            unused: 0,
+            base: int(OP, "values", base)?,
             radices,
         })
     }

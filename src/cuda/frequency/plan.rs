@@ -8,9 +8,9 @@ pub(super) const TILES: [usize; 2] = [6, 8];
 /// Threads of a block: the largest that fits and has work.
 const THREADS: [usize; 3] = [512, 256, 128];
 /// Scratch, in complex values, for axes with prime factors that no butterfly has.
-const DEFINITION_SCRATCH: usize = 512;
+pub(super) const DEFINITION_SCRATCH: usize = 512;
 /// Shared memory of a block beside the dynamic kind, as the driver reserves it.
-const RESERVED_BYTES: usize = 1024;
+pub(super) const RESERVED_BYTES: usize = 1024;
 
 /// The factors of `n` that butterflies exist for, as few as there are, and primes beyond.
 pub(super) fn radices(n: usize) -> Vec<usize> {

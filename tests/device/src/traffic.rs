@@ -35,8 +35,7 @@ impl Traffic {
     /// # Panics
     /// When the launch had bank conflicts or float atomics whose order shows.
     pub fn over(&self, must: usize) -> f64 {
-        let moved =
-            Self::number(&self.json["unique_bytes_read"]) + Self::number(&self.json["unique_bytes_written"]);
+        let moved = self.moved();
         let over = moved / must as f64;
         println!(
             "{}: {moved} bytes, {over:.3} of what it must; efficiency {:.3} of loads, {:.3} of stores; {} warp instructions",
@@ -48,6 +47,11 @@ impl Traffic {
         assert_eq!(self.json["shared"]["bank_conflicts"], 0, "{}", self.json["bank_conflict_lines"]);
         assert_eq!(self.json["nondeterministic_atomics"], 0);
         over
+    }
+
+    /// Bytes of the sectors touched.
+    pub fn moved(&self) -> f64 {
+        Self::number(&self.json["unique_bytes_read"]) + Self::number(&self.json["unique_bytes_written"])
     }
 
     /// Bytes wanted by loads, of those of the sectors that each request touches.
@@ -63,6 +67,11 @@ impl Traffic {
     /// Warp instructions.
     pub fn instructions(&self) -> f64 {
         Self::number(&self.json["insts"])
+    }
+
+    /// Those of them that multiply on tensor cores.
+    pub fn matrix_instructions(&self) -> f64 {
+        self.json["insts_by_class"]["mma"].as_f64().unwrap_or(0.0)
     }
 
     /// The kernel's name.

@@ -12,7 +12,7 @@ use foveate::{
     model::Activation,
     reference::Reference,
 };
-use foveate_device_tests::{Turn, Value, random, tensor};
+use foveate_device_tests::{Turn, Value, random, rounded, tensor};
 use half::{bf16, f16};
 use proptest::prelude::*;
 
@@ -25,6 +25,8 @@ struct Case {
     layout: Layout,
     residual: bool,
     relu: bool,
+    /// Values of about 20,000, whose sums no 16-bit float of half precision holds, and a mask that does not hang on them.
+    loud: bool,
     /// Elements before the first value, and between rows.
     lead: usize,
     gap: usize,
@@ -35,7 +37,19 @@ impl Case {
     fn new(batch: usize, grid: [usize; 2], groups: usize, width: usize) -> Self {
         let seed = (grid[0] * 1000 + grid[1] * 10 + width) as u64;
         let layout = Layout::Tokens;
-        Self { batch, grid, groups, width, layout, residual: true, relu: false, lead: 0, gap: 0, seed }
+        Self {
+            batch,
+            grid,
+            groups,
+            width,
+            layout,
+            residual: true,
+            relu: false,
+            loud: false,
+            lead: 0,
+            gap: 0,
+            seed,
+        }
     }
 
     fn channels(&self) -> usize {
@@ -49,7 +63,12 @@ impl Case {
     /// (B, N, C) of random values, as `T` holds them.
     fn map<T: Value>(&self, salt: u64) -> Tensor {
         let shape = [self.batch, self.positions(), self.channels()];
-        tensor(&shape, random::<T>(shape.iter().product(), self.seed ^ salt, 1.0))
+        let values = random::<T>(shape.iter().product(), self.seed ^ salt, 1.0);
+        let loud = |v: &f32| 20_000.0 + 500.0 * v;
+        tensor(
+            &shape,
+            if self.loud { rounded::<T>(&values.iter().map(loud).collect::<Vec<_>>()) } else { values },
+        )
     }
 
     fn filter<T: Value>(&self) -> Frequency<Tensor> {
@@ -61,7 +80,7 @@ impl Case {
         Frequency {
             w1: part(&[2, g, s, s], 11, scale),
             b1: part(&[2, g, s], 12, 0.3),
-            w2: part(&[2, g, s, s], 13, scale),
+            w2: if self.loud { Tensor::zeros(&[2, g, s, s]) } else { part(&[2, g, s, s], 13, scale) },
             b2: part(&[2, g, s], 14, 0.3),
             activation: if self.relu { Activation::Relu } else { Activation::Silu },
             threshold: 0.05,
@@ -103,9 +122,14 @@ impl Case {
 }
 
 fn on_device<T: Value>(turn: &Turn, case: &Case) -> Vec<f32> {
-    let filter = case.filter::<T>();
-    let x: CudaSlice<T> = turn.upload(&case.spread(&case.map::<T>(1)));
-    let residual: CudaSlice<T> = turn.upload(&case.spread(&case.map::<T>(2)));
+    computed::<T, T>(turn, case)
+}
+
+/// By the kernel for `T`, of values as `V` holds them.
+fn computed<T: Value, V: Value>(turn: &Turn, case: &Case) -> Vec<f32> {
+    let filter = case.filter::<V>();
+    let x: CudaSlice<T> = turn.upload(&case.spread(&case.map::<V>(1)));
+    let residual: CudaSlice<T> = turn.upload(&case.spread(&case.map::<V>(2)));
     let mut out: CudaSlice<T> = turn.upload(&vec![f32::NAN; case.length()]);
     let up = |tensor: &Tensor| -> CudaSlice<T> { turn.upload(tensor.data()) };
     let [w1, b1, w2, b2] = [&filter.w1, &filter.b1, &filter.w2, &filter.b2].map(up);
@@ -213,6 +237,7 @@ fn case() -> impl Strategy<Value = Case> {
             layout: if planar { Layout::Planes } else { Layout::Tokens },
             residual,
             relu,
+            loud: false,
             lead,
             gap,
             seed,
@@ -233,6 +258,140 @@ proptest! {
         }
         turn.end();
     }
+}
+
+/// What is off beyond the rounding of the result to `T`, over the largest value: a bound from below on the error before it, and
+/// close to it, for some of many values are small.
+fn beyond_rounding<T: Value>(got: &[f32], want: &[f32]) -> f32 {
+    let (digits, least) = match <T as Element>::DTYPE {
+        foveate::cuda::DType::F32 => (24, -126),
+        foveate::cuda::DType::F16 => (11, -14),
+        foveate::cuda::DType::Bf16 => (8, -126),
+    };
+    let largest = want.iter().fold(1.0_f32, |largest, v| largest.max(v.abs()));
+    let excess = got.iter().zip(want).map(|(got, want)| {
+        let exponent = (got.abs().max(want.abs()).log2().floor() as i32).max(least);
+        (got - want).abs() - 2_f32.powi(exponent - digits)
+    });
+    excess.fold(0.0, f32::max) / largest
+}
+
+/// Grids with axes of every kind (a product, two, butterflies, a prime) and groups on either side of the widths that tensor
+/// cores take.
+fn products() -> impl Strategy<Value = Case> {
+    let side = || prop::sample::select(vec![1_usize, 2, 5, 7, 8, 9, 11, 12, 14, 16, 17, 18, 20, 24, 28, 32]);
+    (case(), side(), side(), 3_usize..43).prop_map(|(case, height, columns, width)| {
+        // One group of one image where there is much to compute.
+        let (batch, groups) =
+            if height * columns * width > 4000 { (1, 1) } else { (case.batch, case.groups) };
+        Case { grid: [height, columns], width, groups, batch, ..case }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn tensor_cores_give_what_the_reference_gives(case in products(), bf16_too: bool) {
+        let Some(turn) = Turn::new() else { return Ok(()) };
+        check::<f16>(&turn, &case)?;
+        if bf16_too {
+            check::<bf16>(&turn, &case)?;
+        }
+        turn.end();
+    }
+}
+
+/// Beside the f32 kernel, which takes no tensor cores, on the same values: what differs beyond the rounding of the result is what
+/// the tolerance of these tests leaves to arithmetic.
+#[test]
+fn products_differ_from_multiply_adds_by_the_rounding_of_the_result() {
+    fn beyond<T: Value>(turn: &Turn, case: &Case) -> f32 {
+        let worst = beyond_rounding::<T>(&on_device::<T>(turn, case), &computed::<f32, T>(turn, case));
+        println!("{:?} {}: {worst:e}", case.grid, case.width);
+        worst
+    }
+    let Some(turn) = Turn::new() else { return };
+    for (grid, width) in [
+        ([32, 32], 8),
+        ([16, 16], 13),
+        ([8, 8], 18),
+        ([16, 16], 32),
+        ([8, 8], 40),
+        ([12, 20], 11),
+        ([14, 28], 16),
+        ([7, 9], 24),
+    ] {
+        let case = Case { residual: false, ..Case::new(1, grid, 1, width) };
+        let worst = beyond::<f16>(&turn, &case).max(beyond::<bf16>(&turn, &case));
+        assert!(worst <= 1e-5, "{case:?}: {worst:e}");
+        // A layer of one bf16 part would be seen: 2^-9 of a value.
+        let other = Case { seed: case.seed + 1, ..case };
+        let far =
+            beyond_rounding::<f16>(&on_device::<f16>(&turn, &case), &computed::<f32, f16>(&turn, &other));
+        assert!(far > 1e-2, "other values are seen");
+    }
+    turn.end();
+}
+
+/// Half precision ends at 65,504, the mean of a map times the root of its positions does not.
+#[test]
+fn sums_beyond_half_precision_are_no_infinities() {
+    let Some(turn) = Turn::new() else { return };
+    for (grid, width) in [([16, 16], 13), ([32, 32], 8), ([8, 8], 24)] {
+        let case = Case { loud: true, residual: false, ..Case::new(1, grid, 1, width) };
+        let sum = case.map::<f16>(1).data().iter().step_by(width).sum::<f32>();
+        assert!(sum / (case.positions() as f32).sqrt() > 65_504.0);
+        check::<f16>(&turn, &case).unwrap();
+        check::<bf16>(&turn, &case).unwrap();
+    }
+    turn.end();
+}
+
+/// Which kernel runs, how many products it takes, and that it moves x, residual, out and the weights once an image.
+#[cfg(feature = "emulated")]
+#[test]
+fn what_has_16_bits_takes_tensor_cores() {
+    use foveate_device_tests::traffic::Traffic;
+    fn ran<T: Value>(turn: &Turn, case: &Case) -> Traffic {
+        Traffic::of(turn, || drop(on_device::<T>(turn, case)))
+    }
+    let Some(turn) = Turn::new() else { return };
+    for (grid, width, axes) in [([32, 32], 8, 2), ([16, 16], 20, 2), ([8, 8], 40, 0), ([14, 7], 13, 1)] {
+        let case = Case::new(2, grid, 2, width);
+        let steps = width.div_ceil(8);
+        // By hand: a unit of 8 by 8 channels is 4 products, 6 in f16, for 16 bins and each of two layers; 16 lines of up to 16
+        // values are 32, of up to 32 twice as many, there and back.
+        let bins = (grid[0] * (grid[1] / 2 + 1)).div_ceil(16);
+        let network = |unit: usize| 2 * bins * steps * steps * unit;
+        let lines = |n: usize, other: usize| match n {
+            9..=16 => (width.div_ceil(2) * other).div_ceil(16) * 32,
+            18..=32 => (width.div_ceil(2) * other).div_ceil(16) * 64,
+            _ => 0,
+        };
+        let transforms = 2 * (lines(grid[1], grid[0]) + lines(grid[0], grid[1]));
+        assert_eq!(usize::from(lines(grid[1], grid[0]) > 0) + usize::from(lines(grid[0], grid[1]) > 0), axes);
+        let blocks = case.batch * case.groups;
+        let values = 3 * case.batch * case.positions() * case.channels();
+        let weights = 4 * case.groups * width * (width + 1);
+        for (traffic, name, unit) in
+            [(ran::<f16>(&turn, &case), "f16", 6), (ran::<bf16>(&turn, &case), "bf16", 4)]
+        {
+            assert_eq!(traffic.kernel(), format!("fv_frequency_mma_{name}_{steps}"));
+            let products = blocks * (network(unit) + transforms);
+            assert_eq!(traffic.matrix_instructions(), products as f64, "{case:?} {name}");
+            let over = traffic.moved() / (2 * (values + weights)) as f64;
+            assert!(over <= 1.1, "{case:?} {name}: {over}");
+        }
+        let traffic = ran::<f32>(&turn, &case);
+        assert!(traffic.kernel().starts_with("fv_frequency_f32"), "{}", traffic.kernel());
+        assert_eq!(traffic.matrix_instructions(), 0.0);
+    }
+    for width in [3, 41] {
+        let traffic = ran::<f16>(&turn, &Case::new(1, [8, 8], 1, width));
+        assert!(traffic.kernel().starts_with("fv_frequency_f16"), "{}", traffic.kernel());
+    }
+    turn.end();
 }
 
 /// A spectrum that no block holds: three launches, through memory.
