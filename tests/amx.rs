@@ -1,10 +1,11 @@
 //! Products of bf16 through AMX: against their definition in double precision, and whole models against `f32`.
 
 use foveate::{
-    Images, Pixels, Reduction, Tensor,
-    backend::{Backend, Epilogue, Linear, Window},
+    Images, Pixels, Reduction, Tensor, TokenPlan,
+    backend::{Backend, Epilogue, Heads, Linear, Pooling, ScoreRequest, Window},
     cpu::{Cpu, Products},
     model::{Activation, Vit, VitConfig, arch},
+    reference::Reference,
 };
 use half::bf16;
 use proptest::prelude::*;
@@ -276,5 +277,87 @@ fn whole_models_are_near_those_of_f32() {
         // Where tokens that are nearly alike are ordered otherwise, others merge, and more follows than from rounding.
         let limit = if differing == 0 { 1e-2 } else { 5e-2 };
         assert!(error <= limit * scale, "{spec}: {error} of {scale}");
+    }
+}
+
+fn near(what: &str, got: &[f32], want: &[f32], limit: f32) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    for (at, (got, want)) in got.iter().zip(want).enumerate() {
+        assert!((got - want).abs() <= limit, "{what}, value {at}: {got} instead of {want}");
+    }
+}
+
+/// Class scores are computed of queries and keys as they come.
+#[test]
+fn class_scores_are_not_rounded() {
+    let Some(cpu) = cpu(1) else { return };
+    let (plain, packed) = (Cpu::with_threads(1).unwrap(), random(&[2, 50, 3 * 128], 5));
+    let packed = cpu.upload_f32(packed).unwrap();
+    let view = Heads { packed: &packed, heads: 2, head_dim: 64, scale: 1.0, sizes: None };
+    let request = ScoreRequest { class: true, received: false };
+    let class = |cpu: &Cpu| cpu.attention(&view, request).unwrap().1.class.unwrap().to_vec();
+    // Sums of 64 products below 1, and an exponential of them.
+    near("class scores", &class(&cpu), &class(&plain), 1e-6);
+}
+
+/// Attention of factors that bf16 holds: scores are those of `f32`, and of the contexts only the map was rounded.
+#[test]
+fn attention_is_near_the_reference() {
+    let Some(cpu) = cpu(2) else { return };
+    let reference = Reference::with_threads(1).unwrap();
+    for (tokens, heads, head_dim, batch) in
+        [(1, 1, 1, 1), (5, 2, 16, 2), (16, 1, 40, 1), (33, 3, 64, 2), (197, 2, 64, 1), (150, 1, 100, 1)]
+    {
+        for sized in [false, true] {
+            let exact = |x: &f32| bf16::from_f32(*x * 3.0).to_f32();
+            let shape = [batch, tokens, 3 * heads * head_dim];
+            let packed = random(&shape, 1).data().iter().map(exact).collect();
+            let packed = Tensor::new(&shape, packed).unwrap();
+            let sizes = (0..batch * tokens).map(|i| 1.0 + (i % 3) as f32).collect();
+            let sizes = sized.then(|| Tensor::new(&[batch, tokens], sizes).unwrap());
+            let scale = 1.0 / (head_dim as f32).sqrt();
+            let request = ScoreRequest { class: true, received: true };
+            let view = Heads { packed: &packed, heads, head_dim, scale, sizes: sizes.as_ref() };
+            let (want, scores) = reference.attention(&view, request).unwrap();
+            let up = |tensor: &Tensor| cpu.upload_f32(tensor.clone()).unwrap();
+            let (on_cpu, sizes_on_cpu) = (up(&packed), sizes.as_ref().map(up));
+            let view = Heads { packed: &on_cpu, heads, head_dim, scale, sizes: sizes_on_cpu.as_ref() };
+            let (got, got_scores) = cpu.attention(&view, request).unwrap();
+            let what = format!("{batch} of {tokens} tokens, {heads} heads of {head_dim}, sizes: {sized}");
+            near(&what, &got.to_vec(), want.data(), f32::powi(2.0, -8) * 3.0);
+            for (got, want) in [(got_scores.class, scores.class), (got_scores.received, scores.received)] {
+                near(&what, &got.unwrap().to_vec(), want.unwrap().data(), 2e-6);
+            }
+            // The class token's context comes of scores in another order of sums where they are asked for.
+            let (again, none) = cpu.attention(&view, ScoreRequest::default()).unwrap();
+            assert!(none.class.is_none() && none.received.is_none());
+            near(&what, &again.to_vec(), want.data(), f32::powi(2.0, -8) * 3.0);
+            // Queries and keys only, and values of groups.
+            let width = heads * head_dim;
+            let part = |row: &[f32]| row[..2 * width].to_vec();
+            let qk = packed.data().chunks(3 * width).flat_map(part).collect();
+            let qk = Tensor::new(&[batch, tokens, 2 * width], qk).unwrap();
+            let qk_on_cpu = up(&qk);
+            let view = Heads { packed: &qk_on_cpu, ..view };
+            let on_reference = Heads { packed: &qk, heads, head_dim, scale, sizes: sizes.as_ref() };
+            let want = reference.attention_scores(&on_reference, request).unwrap();
+            let got = cpu.attention_scores(&view, request).unwrap();
+            for (got, want) in [(got.class, want.class), (got.received, want.received)] {
+                near(&what, &got.unwrap().to_vec(), want.unwrap().data(), 2e-6);
+            }
+            if tokens > 1 {
+                // Pairs, the last token dropped where there is no partner for it.
+                let pairs = (0..tokens / 2).map(|pair| vec![(2 * pair, 0.5), (2 * pair + 1, 0.5)]).collect();
+                let plan = TokenPlan::from_groups(tokens, &vec![pairs; batch]).unwrap();
+                let m = tokens / 2;
+                let values = random(&[batch, m, width], 9).data().iter().map(exact).collect();
+                let values = Tensor::new(&[batch, m, width], values).unwrap();
+                let want =
+                    reference.attention_reduced(&on_reference, &values, &plan, Pooling::Weighted).unwrap();
+                let plan = cpu.upload_plan(plan).unwrap();
+                let got = cpu.attention_reduced(&view, &up(&values), &plan, Pooling::Weighted).unwrap();
+                near(&what, &got.to_vec(), want.data(), f32::powi(2.0, -8) * 3.0);
+            }
+        }
     }
 }

@@ -7,6 +7,8 @@
 //! there are. Bias, activation and residual come after that, in `f32`.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod attention;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod detect;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod pack;
@@ -17,6 +19,7 @@ mod tile;
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(super) use self::{
+    attention::{attend, head_values},
     detect::Amx,
     pack::pack_transposed,
     product::{product, product_of},
@@ -25,7 +28,7 @@ pub(super) use self::{
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 mod elsewhere;
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-pub(super) use self::elsewhere::{Amx, pack_transposed, product, product_of};
+pub(super) use self::elsewhere::{Amx, attend, head_values, pack_transposed, product, product_of};
 
 /// Values of the depth that one instruction multiplies.
 pub(super) const CHUNK: usize = 32;
@@ -33,6 +36,8 @@ pub(super) const CHUNK: usize = 32;
 pub(super) const PANEL: usize = 32;
 /// Rows of a tile, of sums as of factors.
 const TILE_ROWS: usize = 16;
+/// Rows of a block of sums, which eight tiles suffice for.
+const BLOCK_ROWS: usize = 2 * TILE_ROWS;
 /// bf16 values of a tile.
 const TILE: usize = TILE_ROWS * CHUNK;
 

@@ -1,6 +1,9 @@
 //! Factors, rounded to bf16 and put in the order in which tiles read them.
 
-use std::arch::x86_64::{__m512i, _mm512_cvtne2ps_pbh, _mm512_loadu_ps, _mm512_storeu_si512};
+use std::arch::x86_64::{
+    __m512, __m512i, _mm512_cvtne2ps_pbh, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_permutexvar_epi16,
+    _mm512_storeu_si512,
+};
 
 use super::{
     super::{
@@ -14,6 +17,20 @@ use super::{
 /// A tile on its way.
 #[repr(C, align(64))]
 struct Tile([u16; TILE]);
+
+/// Two vectors, rounded, into 32 values.
+///
+/// # Safety
+/// The processor has AVX-512 with bf16.
+#[inline(always)]
+pub(super) unsafe fn store_rounded([first, second]: [__m512; 2], to: &mut [u16]) {
+    assert!(to.len() >= CHUNK);
+    // SAFETY: the caller's promise; there is room for 512 bits.
+    unsafe {
+        let values: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(second, first));
+        _mm512_storeu_si512(to.as_mut_ptr().cast(), values);
+    }
+}
 
 /// 32 values, rounded.
 ///
@@ -62,10 +79,11 @@ pub(super) fn pack_left<'a>(amx: Amx, rows: Rows<'_>, depth: usize, to: &'a mut 
     Left { data: to, count, depth }
 }
 
-struct PackLeft<'a> {
-    rows: Rows<'a>,
-    depth: usize,
-    to: &'a mut [u16],
+pub(super) struct PackLeft<'a> {
+    pub(super) rows: Rows<'a>,
+    pub(super) depth: usize,
+    /// [`left_values`] of them.
+    pub(super) to: &'a mut [u16],
 }
 
 impl Kernel for PackLeft<'_> {
@@ -103,11 +121,11 @@ pub(in crate::cpu) fn pack_transposed(amx: Amx, from: &[f32], stride: usize, dep
     amx.run(PackTransposed { from, stride, depth, to });
 }
 
-struct PackTransposed<'a> {
-    from: &'a [f32],
-    stride: usize,
-    depth: usize,
-    to: &'a mut [u16],
+pub(super) struct PackTransposed<'a> {
+    pub(super) from: &'a [f32],
+    pub(super) stride: usize,
+    pub(super) depth: usize,
+    pub(super) to: &'a mut [u16],
 }
 
 impl Kernel for PackTransposed<'_> {
@@ -138,6 +156,61 @@ impl Kernel for PackTransposed<'_> {
                 }
                 // SAFETY: pairs of values are moved as if each were one of 32 bits, 16 times 16 of them, whose bits stay.
                 unsafe { s.transpose(tile.0.as_ptr().cast(), TILE_ROWS, to.as_mut_ptr().cast(), TILE_ROWS) };
+            }
+        }
+    }
+}
+
+/// `depth` rows of `width` values, `stride` apart, become a right factor.
+pub(super) struct PackRows<'a> {
+    pub(super) from: &'a [f32],
+    pub(super) stride: usize,
+    pub(super) depth: usize,
+    pub(super) width: usize,
+    /// [`tile_values`](super::tile_values) of them.
+    pub(super) to: &'a mut [u16],
+}
+
+impl Kernel for PackRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, s: Avx512) {
+        /// Two rows of 16 values, one behind the other, become pairs.
+        static PAIRS: [u16; CHUNK] = {
+            let mut order = [0; CHUNK];
+            let mut i = 0;
+            while i < CHUNK {
+                order[i] = (i / 2 + i % 2 * TILE_ROWS) as u16;
+                i += 1;
+            }
+            order
+        };
+        let Self { from, stride, depth, width, to } = self;
+        let chunks = depth.div_ceil(CHUNK);
+        if chunks == 0 {
+            return;
+        }
+        // SAFETY: a kernel runs where there is AVX-512; the order has 512 bits.
+        let pairs = unsafe { _mm512_loadu_si512(PAIRS.as_ptr().cast()) };
+        for (at, tile) in to.chunks_exact_mut(TILE).enumerate() {
+            let (panel, chunk, half) = (at / 2 / chunks, at / 2 % chunks, at % 2);
+            let first = panel * PANEL + half * TILE_ROWS;
+            let columns = first.min(width)..width.min(first + TILE_ROWS);
+            let row = |i: usize| {
+                if i >= depth || columns.is_empty() {
+                    return s.splat(0.0);
+                }
+                let row = &from[i * stride..][columns.clone()];
+                if row.len() == TILE_ROWS { s.load(row) } else { s.load_some(row, 0.0) }
+            };
+            for (pair, line) in tile.chunks_exact_mut(CHUNK).enumerate() {
+                let i = chunk * CHUNK + 2 * pair;
+                // SAFETY: a kernel runs where there is AVX-512 with bf16; a line has 512 bits.
+                unsafe {
+                    let rows: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(row(i + 1), row(i)));
+                    _mm512_storeu_si512(line.as_mut_ptr().cast(), _mm512_permutexvar_epi16(pairs, rows));
+                }
             }
         }
     }

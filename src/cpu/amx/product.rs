@@ -9,15 +9,13 @@ use super::{
         pack::Shared,
         simd::{Avx512, Simd, math},
     },
-    Amx, CHUNK, PANEL, TILE, TILE_ROWS, Tiles,
+    Amx, BLOCK_ROWS, CHUNK, PANEL, TILE, TILE_ROWS, Tiles,
     detect::Kernel,
     pack::{Left, left_values, pack_left},
     tile::{Block, Configured},
     tile_values,
 };
 
-/// Rows of a block of sums.
-const BLOCK_ROWS: usize = 2 * TILE_ROWS;
 /// Sums of a block.
 const BLOCK: usize = BLOCK_ROWS * PANEL;
 /// Chunks of the depth that are multiplied before the next rows come: so much of a panel stays in the first-level cache.
@@ -248,22 +246,22 @@ impl Kernel for Product<'_> {
 }
 
 /// A block's sums.
-struct Done<'a> {
-    sums: *mut f32,
-    rows: usize,
+pub(super) struct Done<'a> {
+    pub(super) sums: *mut f32,
+    pub(super) rows: usize,
     /// Columns of the panel that are wanted.
-    valid: Range<usize>,
-    bias: &'a [f32; PANEL],
-    finish: Finish<'a>,
+    pub(super) valid: Range<usize>,
+    pub(super) bias: &'a [f32; PANEL],
+    pub(super) finish: Finish<'a>,
     /// The first row's number.
-    row: usize,
+    pub(super) row: usize,
 }
 
 impl Done<'_> {
     /// # Safety
     /// There are as many rows of sums and of `c`, `stride` apart, as many columns as are valid from there on.
     #[inline(always)]
-    unsafe fn write(self, s: Avx512, c: *mut f32, stride: usize) {
+    pub(super) unsafe fn write(self, s: Avx512, c: *mut f32, stride: usize) {
         let Self { sums, rows, valid, bias, finish, row } = self;
         let whole = valid.len() == PANEL;
         let bias = [s.load(&bias[..16]), s.load(&bias[16..])];
