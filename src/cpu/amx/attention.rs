@@ -1,20 +1,20 @@
 //! Attention of one head: queries times keys and the map times values in tiles, softmax between them in vector registers.
 
-use std::ops::Range;
-
 use super::{
     super::{
         attention::Head,
-        gemm::{Finish, Rows},
+        gemm::Rows,
         simd::{Avx512, Simd, math},
     },
     Amx, BLOCK_ROWS, CHUNK, PANEL, TILE, TILE_ROWS,
     detect::Kernel,
     pack::{PackLeft, PackRows, PackTransposed, left_values, store_rounded},
-    product::Done,
+    product::{Done, Scaled},
     tile::{Block, Configured},
     tile_values,
 };
+
+static NO_BIAS: [f32; PANEL] = [0.0; PANEL];
 
 /// `f32` values that the work on one head takes.
 pub(in crate::cpu) fn head_values(tokens: usize, head_dim: usize) -> usize {
@@ -86,7 +86,7 @@ impl Kernel for Attend<'_> {
         let configured = Configured::new(amx);
         for first in head.queries.clone().step_by(BLOCK_ROWS) {
             let part = first..head.queries.end.min(first + BLOCK_ROWS);
-            let next_rows = |depth: usize| (part.len() > TILE_ROWS).then_some(depth.div_ceil(CHUNK) * TILE);
+            let two = part.len() > TILE_ROWS;
             let rows = &head.rows[first * head.stride + head.queries_at..];
             let rows = Rows { data: rows, count: part.len(), stride: head.stride };
             let used = left_values(part.len(), head_dim);
@@ -96,17 +96,8 @@ impl Kernel for Attend<'_> {
                 let b = keys[panel * chunks * 2 * TILE..].as_ptr();
                 // SAFETY: the queries' tiles, the panel's and 32 rows of scores lie in their parts of the memory.
                 unsafe {
-                    Block {
-                        a: queries.as_ptr(),
-                        next_rows: next_rows(head_dim),
-                        b,
-                        chunks,
-                        sums: scores[panel * PANEL..].as_mut_ptr(),
-                        stride: row,
-                        go_on: false,
-                        soon: b,
-                    }
-                    .multiply(&configured);
+                    let scores = scores[panel * PANEL..].as_mut_ptr();
+                    block(&configured, two, queries.as_ptr(), b, chunks, scores, row);
                 }
             }
             let class = if first == 0 { class_scores.as_deref_mut() } else { None };
@@ -134,25 +125,53 @@ impl Kernel for Attend<'_> {
                 let b = values[panel * chunks * 2 * TILE..].as_ptr();
                 // SAFETY: as above; the queries' rows of the result are this task's own, by the assertion of `check`.
                 unsafe {
-                    Block {
-                        a: map.as_ptr(),
-                        next_rows: next_rows(tokens),
-                        b,
-                        chunks,
-                        sums: sums.as_mut_ptr(),
-                        stride: PANEL,
-                        go_on: false,
-                        soon: b,
-                    }
-                    .multiply(&configured);
-                    let valid: Range<usize> = 0..PANEL.min(head_dim - at);
-                    let finish = Finish { scales: Some(&inverse), ..Finish::default() };
+                    block(&configured, two, map.as_ptr(), b, chunks, sums.as_mut_ptr(), PANEL);
                     let stride = head.out.stride();
-                    let to = head.out.pointer().add((first - head.queries.start) * stride + at);
-                    let (sums, bias) = (sums.as_mut_ptr(), &[0.0; PANEL]);
-                    Done { sums, rows: part.len(), valid, bias, finish, row: 0 }.write(s, to, stride);
+                    let done = Done {
+                        sums: sums.as_ptr(),
+                        rows: part.len(),
+                        bias: NO_BIAS.as_ptr(),
+                        valid: 0..PANEL.min(head_dim - at),
+                        to: head.out.pointer().add((first - head.queries.start) * stride + at),
+                        stride,
+                    };
+                    done.write(s, Scaled(&inverse), 0..part.len());
                 }
             }
+        }
+    }
+}
+
+/// The sums of 16 or, if `two`, 32 rows times a panel.
+///
+/// # Safety
+/// The factors' tiles can be read and the rows of sums, `stride` apart, written.
+#[inline(always)]
+unsafe fn block(
+    configured: &Configured,
+    two: bool,
+    a: *const u16,
+    b: *const u16,
+    chunks: usize,
+    sums: *mut f32,
+    stride: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if two {
+            Block::<true>::begin(configured, false, sums, stride);
+            for chunk in 0..chunks {
+                let (a, b) = (a.add(chunk * TILE), b.add(chunk * 2 * TILE));
+                Block::<true>::step(configured, a, a.add(chunks * TILE), b, b);
+            }
+            Block::<true>::end(configured, sums, stride);
+        } else {
+            Block::<false>::begin(configured, false, sums, stride);
+            for chunk in 0..chunks {
+                let (a, b) = (a.add(chunk * TILE), b.add(chunk * 2 * TILE));
+                Block::<false>::step(configured, a, a, b, b);
+            }
+            Block::<false>::end(configured, sums, stride);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Products of rows with packed tiles, block by block.
 
-use std::ops::Range;
+use std::{arch::x86_64::__m512, ops::Range};
 
 use super::{
     super::{
@@ -15,11 +15,15 @@ use super::{
     tile::{Block, Configured},
     tile_values,
 };
+use crate::model::Activation;
 
 /// Sums of a block.
 const BLOCK: usize = BLOCK_ROWS * PANEL;
-/// Chunks of the depth that are multiplied before the next rows come: so much of a panel stays in the first-level cache.
+/// Chunks of the depth that are multiplied before the next panel comes: so much of a block's rows stays in the first-level cache.
 const STEP: usize = 12;
+/// Panels that a block's rows are multiplied with before the next rows come: so many values lie side by side when they are
+/// written, where each row is on another page.
+const GROUP_PANELS: usize = 4;
 /// bf16 values of a group's rows, which panels pass over: they stay in the second-level cache.
 const GROUP_VALUES: usize = 192 << 10;
 /// Panels of one task, at most.
@@ -27,9 +31,9 @@ const TASK_PANELS: usize = 4;
 /// Tasks there should be for each thread.
 const TASKS: usize = 8;
 
-/// Memory of one thread: `f32` values that hold so many bf16 ones, and the sums of a product's rows.
-fn scratch_values(left: usize, rows: usize) -> usize {
-    left / 2 + rows.div_ceil(BLOCK_ROWS) * BLOCK
+/// Values that a product of so many panels takes beside its factors: the bias of all columns, and the sums of two blocks.
+fn sum_values(panels: usize) -> usize {
+    panels * PANEL + 2 * GROUP_PANELS * BLOCK
 }
 
 /// Groups that rows are cut into, in whole blocks.
@@ -79,7 +83,8 @@ pub(in crate::cpu) fn product(
     let shared = Shared::of(out);
     if threads.count() == 1 || groups.groups >= TASKS * threads.count() {
         let left = left_values(groups.most(), depth);
-        let each = scratch_values(left, groups.most());
+        let panels = columns.end.div_ceil(PANEL) - columns.start / PANEL;
+        let each = left / 2 + sum_values(panels);
         let mut scratch = pool.take(threads.count() * each);
         let scratches = Shared::of(scratch.make_mut());
         threads.run(groups.groups, |thread, group| {
@@ -108,7 +113,7 @@ pub(in crate::cpu) fn product(
     let (first, panels) = (columns.start / PANEL, columns.end.div_ceil(PANEL) - columns.start / PANEL);
     let each_panels = (panels * groups.groups / (TASKS * threads.count())).clamp(1, TASK_PANELS);
     let chunks = panels.div_ceil(each_panels);
-    let each = scratch_values(0, groups.most());
+    let each = sum_values(each_panels);
     let mut scratch = pool.take(threads.count() * each);
     let scratches = Shared::of(scratch.make_mut());
     threads.run(groups.groups * chunks, |thread, task| {
@@ -142,7 +147,7 @@ pub(in crate::cpu) fn product_of(
     // Four blocks: with fewer, panels pass by too often; with more, threads wait for the last one.
     let most = 4 * BLOCK_ROWS;
     let (values, left) = ((most * depth).next_multiple_of(CHUNK), left_values(most, depth));
-    let each = values + scratch_values(left, most);
+    let each = values + left / 2 + sum_values(width.div_ceil(PANEL));
     let mut scratch = context.pool.take(context.threads.count() * each);
     let (scratches, shared) = (Shared::of(scratch.make_mut()), Shared::of(out));
     context.threads.run(count.div_ceil(most), |thread, task| {
@@ -163,15 +168,15 @@ pub(in crate::cpu) fn product_of(
 }
 
 /// A product on one thread.
-pub(super) struct Product<'a> {
-    pub(super) amx: Amx,
-    pub(super) a: Left<'a>,
-    pub(super) b: Tiles<'a>,
-    pub(super) columns: Range<usize>,
-    pub(super) out: Out<'a>,
-    pub(super) finish: Finish<'a>,
-    /// Room for the sums of all rows' blocks.
-    pub(super) sums: &'a mut [f32],
+struct Product<'a> {
+    amx: Amx,
+    a: Left<'a>,
+    b: Tiles<'a>,
+    columns: Range<usize>,
+    out: Out<'a>,
+    finish: Finish<'a>,
+    /// [`sum_values`] of them.
+    sums: &'a mut [f32],
 }
 
 impl Kernel for Product<'_> {
@@ -191,112 +196,278 @@ impl Kernel for Product<'_> {
         assert!(columns.end <= b.columns, "columns beyond the right factor's");
         assert!(tile_values(depth, b.columns) <= b.data.len(), "a right factor beyond its slice");
         out.check(a.count, width);
-        assert!(finish.bias.is_none_or(|bias| bias.len() >= columns.end));
-        assert!(finish.scales.is_none_or(|scales| scales.len() >= a.count));
-        let blocks = a.count.div_ceil(BLOCK_ROWS);
-        assert!(blocks * BLOCK <= sums.len(), "no room for the sums");
-        let chunks = depth.div_ceil(CHUNK);
+        assert!(finish.scales.is_none(), "rows are scaled by attention itself");
+        let panels = columns.start / PANEL..columns.end.div_ceil(PANEL);
+        let (bias, sums) = sums[..sum_values(panels.len())].split_at_mut(panels.len() * PANEL);
+        let lead = columns.start - panels.start * PANEL;
+        bias.fill(0.0);
+        if let Some(all) = finish.bias {
+            bias[lead..lead + width].copy_from_slice(&all[columns.clone()]);
+        }
+        let job = Job { a, b, panels, lead, width, bias, sums, out };
         let configured = Configured::new(amx);
-        for panel in columns.start / PANEL..columns.end.div_ceil(PANEL) {
-            let at = panel * PANEL;
-            let valid = columns.start.saturating_sub(at)..PANEL.min(columns.end - at);
-            let mut bias = [0.0; PANEL];
-            if let Some(all) = finish.bias {
-                bias[valid.clone()].copy_from_slice(&all[at + valid.start..at + valid.end]);
-            }
-            let tiles = b.data[panel * chunks * 2 * TILE..].as_ptr();
-            if chunks == 0 {
-                sums.fill(0.0);
-            }
-            for first in (0..chunks.max(1)).step_by(STEP) {
-                let steps = STEP.min(chunks - first);
-                for block in 0..blocks {
-                    let row = block * BLOCK_ROWS;
-                    let rows = BLOCK_ROWS.min(a.count - row);
-                    // Sums of a depth that is done in one go are not kept.
-                    let sums = sums[if chunks > STEP { block * BLOCK } else { 0 }..].as_mut_ptr();
-                    // SAFETY: by the assertions above the block's rows lie in `a`, the panel in `b`, the block's sums in
-                    // `sums`, and the valid columns of these rows in `out`, which is this kernel's own.
-                    unsafe {
-                        if steps > 0 {
-                            let this = tiles.add(first * 2 * TILE);
-                            Block {
-                                a: a.data.as_ptr().add(left_values(row, depth) + first * TILE),
-                                next_rows: (rows > TILE_ROWS).then_some(chunks * TILE),
-                                b: this,
-                                chunks: steps,
+        // A loop for each: what is done last is done between the steps of the next block.
+        match finish {
+            Finish { activation: Some(Activation::Gelu), .. } => job.run(s, &configured, Gelu),
+            Finish { activation: Some(activation), .. } => job.run(s, &configured, Activated(activation)),
+            Finish { add: true, .. } => job.run(s, &configured, Added),
+            _ => job.run(s, &configured, AsItIs),
+        }
+    }
+}
+
+/// A product whose extents have been checked.
+struct Job<'a> {
+    a: Left<'a>,
+    b: Tiles<'a>,
+    panels: Range<usize>,
+    /// Columns of the first panel that are not wanted.
+    lead: usize,
+    /// Columns that are.
+    width: usize,
+    /// A value for each of the panels' columns.
+    bias: &'a [f32],
+    sums: &'a mut [f32],
+    out: Out<'a>,
+}
+
+impl Job<'_> {
+    #[inline(always)]
+    fn run<L: Last>(self, s: Avx512, configured: &Configured, last: L) {
+        let Self { a, b, panels, lead, width, bias, sums, out } = self;
+        let chunks = b.depth.div_ceil(CHUNK);
+        // A block's sums are finished between the steps of the next one: alone they would take half as long as the products, and
+        // right after a tile was stored its values would be waited for.
+        let (mut pending, mut turn): (Option<Done>, _) = (None, 0);
+        for first in panels.clone().step_by(GROUP_PANELS) {
+            let group = GROUP_PANELS.min(panels.end - first);
+            let tiles = b.data[first * chunks * 2 * TILE..].as_ptr();
+            for row in (0..a.count).step_by(BLOCK_ROWS) {
+                let rows = BLOCK_ROWS.min(a.count - row);
+                turn = 1 - turn;
+                // At least once, so that sums over no depth are written.
+                for chunk in (0..chunks.max(1)).step_by(STEP) {
+                    for panel in 0..group {
+                        let at = (first - panels.start + panel) * PANEL;
+                        let sums = sums[(turn * GROUP_PANELS + panel) * BLOCK..].as_mut_ptr();
+                        let done = (chunk + STEP >= chunks).then(|| {
+                            let valid = lead.saturating_sub(at)..PANEL.min(lead + width - at);
+                            let to = row * out.stride() + at + valid.start - lead;
+                            Done {
                                 sums,
-                                stride: PANEL,
-                                go_on: first > 0,
-                                // A quarter of what comes after these steps, with each of the first four blocks.
-                                soon: this.wrapping_add((steps + block % 4 * STEP / 4) * 2 * TILE),
+                                rows,
+                                bias: bias[at..].as_ptr(),
+                                to: out.pointer().wrapping_add(to),
+                                valid,
+                                stride: out.stride(),
                             }
-                            .multiply(&configured);
+                        });
+                        // SAFETY: by the assertions of `Product` the rows' tiles lie in `a`, the panel's in `b`, the block's sums in
+                        // `sums`, and the wanted columns of these rows in `out`, which is this kernel's own.
+                        unsafe {
+                            let b = tiles.add((panel * chunks + chunk) * 2 * TILE);
+                            // A quarter of the same part of the next group, with each of the first four blocks.
+                            let soon = (group * chunks + row / BLOCK_ROWS % 4 * STEP / 4) * 2 * TILE;
+                            let steps = Steps {
+                                a: a.data.as_ptr().add(left_values(row, a.depth) + chunk * TILE),
+                                below: chunks * TILE,
+                                b,
+                                soon: b.wrapping_add(soon),
+                                steps: STEP.min(chunks - chunk),
+                                go_on: chunk > 0,
+                                sums,
+                            };
+                            if rows > TILE_ROWS {
+                                steps.run::<true, L>(s, configured, pending.as_ref(), last);
+                            } else {
+                                steps.run::<false, L>(s, configured, pending.as_ref(), last);
+                            }
                         }
-                        if first + steps == chunks {
-                            let c = out.pointer().add(row * out.stride() + at + valid.start - columns.start);
-                            let done = Done { sums, rows, valid: valid.clone(), bias: &bias, finish, row };
-                            done.write(s, c, out.stride());
-                        }
+                        pending = done;
+                    }
+                }
+            }
+        }
+        if let Some(done) = pending {
+            // SAFETY: as above.
+            unsafe { done.write(s, last, 0..done.rows) };
+        }
+    }
+}
+
+/// Steps over part of the depth.
+struct Steps {
+    a: *const u16,
+    /// Values from a tile of the left factor to that of the next 16 rows.
+    below: usize,
+    b: *const u16,
+    soon: *const u16,
+    steps: usize,
+    go_on: bool,
+    sums: *mut f32,
+}
+
+impl Steps {
+    /// # Safety
+    /// The factors' tiles can be read and the sums written; `pending` can be written as [`Done::write`] says.
+    #[inline(always)]
+    unsafe fn run<const TWO: bool, L: Last>(
+        self,
+        s: Avx512,
+        configured: &Configured,
+        pending: Option<&Done>,
+        last: L,
+    ) {
+        let Self { a, below, b, soon, steps, go_on, sums } = self;
+        // SAFETY: the caller's promise.
+        unsafe {
+            Block::<TWO>::begin(configured, go_on, sums, PANEL);
+            let (mut written, rows) = (0, pending.map_or(0, |done| done.rows));
+            let each = rows.div_ceil(steps.max(1));
+            for step in 0..steps {
+                let a = a.add(step * TILE);
+                let (b, soon) = (b.add(step * 2 * TILE), soon.wrapping_add(step * TILE / 2));
+                Block::<TWO>::step(configured, a, a.wrapping_add(below), b, soon);
+                if written < rows
+                    && let Some(done) = pending
+                {
+                    let part = written..rows.min(written + each);
+                    written = part.end;
+                    done.write(s, last, part);
+                }
+            }
+            if written < rows
+                && let Some(done) = pending
+            {
+                done.write(s, last, written..rows);
+            }
+            Block::<TWO>::end(configured, sums, PANEL);
+        }
+    }
+}
+
+/// A block's sums, and where they go.
+pub(super) struct Done {
+    pub(super) sums: *const f32,
+    pub(super) rows: usize,
+    /// A value for each of the panel's columns.
+    pub(super) bias: *const f32,
+    /// Columns that are wanted.
+    pub(super) valid: Range<usize>,
+    /// Where the first wanted value goes, rows `stride` apart.
+    pub(super) to: *mut f32,
+    pub(super) stride: usize,
+}
+
+/// What becomes of a vector of sums and bias.
+pub(super) trait Last: Copy {
+    /// # Safety
+    /// A vector can be read from `to`.
+    unsafe fn last(self, s: Avx512, x: __m512, row: usize, to: *const f32) -> __m512;
+}
+
+#[derive(Clone, Copy)]
+struct AsItIs;
+#[derive(Clone, Copy)]
+struct Added;
+#[derive(Clone, Copy)]
+struct Gelu;
+#[derive(Clone, Copy)]
+struct Activated(Activation);
+#[derive(Clone, Copy)]
+pub(super) struct Scaled<'a>(pub(super) &'a [f32]);
+
+impl Last for AsItIs {
+    #[inline(always)]
+    unsafe fn last(self, _: Avx512, x: __m512, _: usize, _: *const f32) -> __m512 {
+        x
+    }
+}
+
+impl Last for Added {
+    #[inline(always)]
+    unsafe fn last(self, s: Avx512, x: __m512, _: usize, to: *const f32) -> __m512 {
+        // SAFETY: the caller's promise.
+        s.add(x, unsafe { s.read(to) })
+    }
+}
+
+impl Last for Gelu {
+    #[inline(always)]
+    unsafe fn last(self, s: Avx512, x: __m512, _: usize, _: *const f32) -> __m512 {
+        math::activate(s, Activation::Gelu, x)
+    }
+}
+
+impl Last for Activated {
+    #[inline(always)]
+    unsafe fn last(self, s: Avx512, x: __m512, _: usize, _: *const f32) -> __m512 {
+        math::activate(s, self.0, x)
+    }
+}
+
+impl Last for Scaled<'_> {
+    #[inline(always)]
+    unsafe fn last(self, s: Avx512, x: __m512, row: usize, _: *const f32) -> __m512 {
+        s.mul(x, s.splat(self.0[row]))
+    }
+}
+
+impl Done {
+    /// Writes some of the rows.
+    ///
+    /// # Safety
+    /// There are as many rows of sums and of the result, and in each as many columns as are valid.
+    #[inline(always)]
+    pub(super) unsafe fn write<L: Last>(&self, s: Avx512, last: L, rows: Range<usize>) {
+        let Self { sums, bias, ref valid, to, stride, .. } = *self;
+        let whole = valid.len() == PANEL;
+        for i in rows {
+            for half in [0, TILE_ROWS] {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    let x = s.add(s.read(sums.add(i * PANEL + half)), s.read(bias.add(half)));
+                    if whole {
+                        let to = to.add(i * stride + half);
+                        s.write(to, last.last(s, x, i, to));
+                    } else {
+                        self.write_some(s, last.last(s, x, i, self.edge(i, half).as_ptr()), i, half);
                     }
                 }
             }
         }
     }
-}
 
-/// A block's sums.
-pub(super) struct Done<'a> {
-    pub(super) sums: *mut f32,
-    pub(super) rows: usize,
-    /// Columns of the panel that are wanted.
-    pub(super) valid: Range<usize>,
-    pub(super) bias: &'a [f32; PANEL],
-    pub(super) finish: Finish<'a>,
-    /// The first row's number.
-    pub(super) row: usize,
-}
-
-impl Done<'_> {
-    /// # Safety
-    /// There are as many rows of sums and of `c`, `stride` apart, as many columns as are valid from there on.
+    /// What is wanted of a vector's columns: numbers in the panel.
     #[inline(always)]
-    pub(super) unsafe fn write(self, s: Avx512, c: *mut f32, stride: usize) {
-        let Self { sums, rows, valid, bias, finish, row } = self;
-        let whole = valid.len() == PANEL;
-        let bias = [s.load(&bias[..16]), s.load(&bias[16..])];
-        for i in 0..rows {
-            let scale = s.splat(finish.scales.map_or(1.0, |scales| scales[row + i]));
-            for j in 0..2 {
-                // SAFETY: the caller's promise.
-                unsafe {
-                    let from = sums.add(i * PANEL + j * 16);
-                    let to = if whole { c.add(i * stride + j * 16) } else { from };
-                    let mut x = s.add(s.read(from), bias[j]);
-                    if let Some(activation) = finish.activation {
-                        x = math::activate(s, activation, x);
-                    }
-                    if finish.scales.is_some() {
-                        x = s.mul(x, scale);
-                    }
-                    if whole && finish.add {
-                        x = s.add(x, s.read(to));
-                    }
-                    s.write(to, x);
-                }
-            }
+    fn wanted(&self, half: usize) -> Range<usize> {
+        let end = (half + TILE_ROWS).min(self.valid.end);
+        half.max(self.valid.start).min(end)..end
+    }
+
+    /// What is there, of a vector that reaches over the edge of what is wanted.
+    ///
+    /// # Safety
+    /// As [`Done::write`].
+    #[inline(always)]
+    unsafe fn edge(&self, row: usize, half: usize) -> [f32; TILE_ROWS] {
+        let mut edge = [0.0; TILE_ROWS];
+        for at in self.wanted(half) {
+            // SAFETY: the caller's promise.
+            edge[at - half] = unsafe { *self.to.add(row * self.stride + at - self.valid.start) };
         }
-        if whole {
-            return;
-        }
-        for i in 0..rows {
-            for (j, column) in valid.clone().enumerate() {
-                // SAFETY: the caller's promise.
-                unsafe {
-                    let (x, to) = (*sums.add(i * PANEL + column), c.add(i * stride + j));
-                    *to = if finish.add { x + *to } else { x };
-                }
-            }
+        edge
+    }
+
+    /// # Safety
+    /// As [`Done::write`].
+    #[inline(always)]
+    unsafe fn write_some(&self, s: Avx512, x: __m512, row: usize, half: usize) {
+        let mut edge = [0.0; TILE_ROWS];
+        s.store(&mut edge, x);
+        for at in self.wanted(half) {
+            // SAFETY: the caller's promise.
+            unsafe { *self.to.add(row * self.stride + at - self.valid.start) = edge[at - half] };
         }
     }
 }

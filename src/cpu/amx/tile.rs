@@ -38,122 +38,131 @@ impl Drop for Configured {
     }
 }
 
-/// Some steps of a block of sums: one or two tiles of rows times two of columns.
-#[derive(Clone, Copy)]
-pub(super) struct Block {
-    /// A tile of the left factor for each chunk.
-    pub(super) a: *const u16,
-    /// Values from there to the next 16 rows' tiles; `None` where there are only 16 rows.
-    pub(super) next_rows: Option<usize>,
-    /// Two tiles of the right factor for each chunk.
-    pub(super) b: *const u16,
-    /// Chunks, at least 1.
-    pub(super) chunks: usize,
-    /// Where the sums go, rows `stride` apart.
-    pub(super) sums: *mut f32,
-    pub(super) stride: usize,
-    /// What is there already is added to.
-    pub(super) go_on: bool,
-    /// What will be needed soon; any address.
-    pub(super) soon: *const u16,
-}
+/// A block of sums: one or, if `TWO`, two tiles of rows times two of columns. It is added up in the tiles, from
+/// [`Block::begin`] over [`Block::step`] to [`Block::end`], and vector code may run between the steps: the compiler itself makes no
+/// use of tiles, because no code of this crate is compiled for AMX, and nothing that is called in between does.
+pub(super) struct Block<const TWO: bool>;
 
-impl Block {
+impl<const TWO: bool> Block<TWO> {
+    /// Begins with zeros, or with the sums that are in memory, rows `stride` apart.
+    ///
     /// # Safety
-    /// `chunks` tiles of each row's left factor and twice as many of the right one can be read, and 16 or 32 rows of [`PANEL`] sums
-    /// written and, if `go_on`, read.
+    /// If it goes on, 16 or 32 rows of [`PANEL`] sums can be read.
     #[inline(always)]
-    pub(super) unsafe fn multiply(self, _: &Configured) {
-        const { assert!(PANEL == 32) };
-        let Self { a, next_rows, b, chunks, sums, stride, go_on, soon } = self;
-        // SAFETY: the caller's promise covers every address; the tiles are set up. Of other registers only those named are used.
+    pub(super) unsafe fn begin(_: &Configured, go_on: bool, sums: *const f32, stride: usize) {
+        // SAFETY: the caller's promise; the tiles are set up.
         unsafe {
-            if let Some(next_rows) = next_rows {
+            if !go_on {
                 asm!(
-                    "test {go_on:e}, {go_on:e}",
-                    "jz 3f",
-                    "tileloadd tmm0, [{c} + {stride}*1]",
-                    "tileloadd tmm1, [{c} + {stride}*1 + 64]",
-                    "tileloadd tmm2, [{c2} + {stride}*1]",
-                    "tileloadd tmm3, [{c2} + {stride}*1 + 64]",
-                    "jmp 2f",
-                    "3:",
-                    "tilezero tmm0",
-                    "tilezero tmm1",
-                    "tilezero tmm2",
-                    "tilezero tmm3",
-                    "2:",
+                    "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    options(nostack, nomem, preserves_flags),
+                );
+                return;
+            }
+            asm!(
+                "tileloadd tmm0, [{c} + {stride}*1]",
+                "tileloadd tmm1, [{c} + {stride}*1 + 64]",
+                c = in(reg) sums,
+                stride = in(reg) stride * 4,
+                out("tmm0") _, out("tmm1") _,
+                options(nostack, readonly, preserves_flags),
+            );
+            if TWO {
+                asm!(
+                    "tileloadd tmm2, [{c} + {stride}*1]",
+                    "tileloadd tmm3, [{c} + {stride}*1 + 64]",
+                    c = in(reg) sums.add(TILE_ROWS * stride),
+                    stride = in(reg) stride * 4,
+                    out("tmm2") _, out("tmm3") _,
+                    options(nostack, readonly, preserves_flags),
+                );
+            }
+        }
+    }
+
+    /// Adds a chunk of the depth: the left factor's tiles of 16 rows at `a` and of the next ones at `below`, the right factor's two at
+    /// `b`. Eight lines at `soon`, any address, will be needed soon.
+    ///
+    /// # Safety
+    /// The tiles can be read, and the block has begun.
+    #[inline(always)]
+    pub(super) unsafe fn step(
+        _: &Configured,
+        a: *const u16,
+        below: *const u16,
+        b: *const u16,
+        soon: *const u16,
+    ) {
+        const { assert!(PANEL == 2 * TILE_ROWS) };
+        // SAFETY: the caller's promise; the tiles are set up.
+        unsafe {
+            if TWO {
+                asm!(
                     "tileloadd tmm4, [{a} + {line}*1]",
                     "tileloadd tmm6, [{b} + {line}*1]",
                     "tileloadd tmm7, [{b} + {line}*1 + 1024]",
                     "prefetcht1 [{soon}]",
                     "prefetcht1 [{soon} + 64]",
                     "tdpbf16ps tmm0, tmm4, tmm6",
-                    "tileloadd tmm5, [{a2} + {line}*1]",
+                    "tileloadd tmm5, [{below} + {line}*1]",
                     "tdpbf16ps tmm1, tmm4, tmm7",
                     "prefetcht1 [{soon} + 128]",
                     "prefetcht1 [{soon} + 192]",
-                    "tdpbf16ps tmm2, tmm5, tmm6",
-                    "tdpbf16ps tmm3, tmm5, tmm7",
                     "prefetcht1 [{soon} + 256]",
                     "prefetcht1 [{soon} + 320]",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
                     "prefetcht1 [{soon} + 384]",
                     "prefetcht1 [{soon} + 448]",
-                    "add {a}, 1024",
-                    "add {a2}, 1024",
-                    "add {b}, 2048",
-                    "add {soon}, 512",
-                    "dec {chunks}",
-                    "jnz 2b",
-                    "tilestored [{c} + {stride}*1], tmm0",
-                    "tilestored [{c} + {stride}*1 + 64], tmm1",
-                    "tilestored [{c2} + {stride}*1], tmm2",
-                    "tilestored [{c2} + {stride}*1 + 64], tmm3",
-                    a = inout(reg) a => _,
-                    a2 = inout(reg) a.wrapping_add(next_rows) => _,
-                    b = inout(reg) b => _,
-                    c = in(reg) sums,
-                    c2 = in(reg) sums.wrapping_add(TILE_ROWS * stride),
-                    stride = in(reg) stride * 4,
+                    a = in(reg) a,
+                    below = in(reg) below,
+                    b = in(reg) b,
+                    soon = in(reg) soon,
                     line = in(reg) 64_usize,
-                    chunks = inout(reg) chunks => _,
-                    go_on = in(reg) u32::from(go_on),
-                    soon = inout(reg) soon => _,
                     out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                     out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                    options(nostack),
+                    options(nostack, readonly, preserves_flags),
                 );
             } else {
                 asm!(
-                    "test {go_on:e}, {go_on:e}",
-                    "jz 3f",
-                    "tileloadd tmm0, [{c} + {stride}*1]",
-                    "tileloadd tmm1, [{c} + {stride}*1 + 64]",
-                    "jmp 2f",
-                    "3:",
-                    "tilezero tmm0",
-                    "tilezero tmm1",
-                    "2:",
                     "tileloadd tmm4, [{a} + {line}*1]",
                     "tileloadd tmm6, [{b} + {line}*1]",
                     "tileloadd tmm7, [{b} + {line}*1 + 1024]",
                     "tdpbf16ps tmm0, tmm4, tmm6",
                     "tdpbf16ps tmm1, tmm4, tmm7",
-                    "add {a}, 1024",
-                    "add {b}, 2048",
-                    "dec {chunks}",
-                    "jnz 2b",
-                    "tilestored [{c} + {stride}*1], tmm0",
-                    "tilestored [{c} + {stride}*1 + 64], tmm1",
-                    a = inout(reg) a => _,
-                    b = inout(reg) b => _,
-                    c = in(reg) sums,
-                    stride = in(reg) stride * 4,
+                    a = in(reg) a,
+                    b = in(reg) b,
                     line = in(reg) 64_usize,
-                    chunks = inout(reg) chunks => _,
-                    go_on = in(reg) u32::from(go_on),
                     out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
-                    options(nostack),
+                    options(nostack, readonly, preserves_flags),
+                );
+            }
+        }
+    }
+
+    /// Writes the sums, rows `stride` apart.
+    ///
+    /// # Safety
+    /// 16 or 32 rows of [`PANEL`] sums can be written, and the block has begun.
+    #[inline(always)]
+    pub(super) unsafe fn end(_: &Configured, sums: *mut f32, stride: usize) {
+        // SAFETY: the caller's promise; the tiles are set up.
+        unsafe {
+            asm!(
+                "tilestored [{c} + {stride}*1], tmm0",
+                "tilestored [{c} + {stride}*1 + 64], tmm1",
+                c = in(reg) sums,
+                stride = in(reg) stride * 4,
+                options(nostack, preserves_flags),
+            );
+            if TWO {
+                asm!(
+                    "tilestored [{c} + {stride}*1], tmm2",
+                    "tilestored [{c} + {stride}*1 + 64], tmm3",
+                    c = in(reg) sums.add(TILE_ROWS * stride),
+                    stride = in(reg) stride * 4,
+                    options(nostack, preserves_flags),
                 );
             }
         }
