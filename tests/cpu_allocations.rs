@@ -7,7 +7,7 @@ use std::{
 
 use foveate::{
     Images, Pixels, Reduction,
-    cpu::Cpu,
+    cpu::{Cpu, Products},
     model::{Vit, VitConfig, arch},
 };
 
@@ -45,10 +45,13 @@ fn a_repeated_forward_pass_allocates_nothing() {
     let config = VitConfig { image: [64, 64], depth: 4, ..arch::config("deit_tiny").unwrap() };
     let pixels = (0..2 * 3 * 64 * 64).map(|i| (i * 31 % 251) as u8).collect();
     let images = Images::new([2, 3, 64, 64], Pixels::U8(pixels)).unwrap();
-    for threads in [1, 2] {
-        let vit =
-            Vit::new(Cpu::with_threads(threads).unwrap(), config.clone(), arch::random_params(&config, 3));
-        let vit = vit.unwrap();
+    for (threads, products) in [1, 2].into_iter().flat_map(|n| [(n, Products::F32), (n, Products::Bf16)]) {
+        if let Err(missing) = products.check() {
+            println!("SKIPPED with {}: {missing}", products.name());
+            continue;
+        }
+        let cpu = Cpu::with_threads(threads).unwrap().with_products(products).unwrap();
+        let vit = Vit::new(cpu, config.clone(), arch::random_params(&config, 3)).unwrap();
         for spec in ["none", "tome:r=2", "mctf:r=2", "mctf:r=2,ahead=0", "evit:keep=0.6"] {
             let reduction: Reduction = spec.parse().unwrap();
             let mut output = vit.forward(&images, &reduction).unwrap();
@@ -58,7 +61,7 @@ fn a_repeated_forward_pass_allocates_nothing() {
             let before = ALLOCATIONS.load(Ordering::Relaxed);
             output = vit.forward_again(&images, &reduction, output).unwrap();
             let after = ALLOCATIONS.load(Ordering::Relaxed);
-            assert_eq!(after - before, 0, "{spec} with {threads} threads");
+            assert_eq!(after - before, 0, "{spec} with {threads} threads, {products:?}");
             drop(output);
         }
     }

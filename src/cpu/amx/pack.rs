@@ -1,8 +1,11 @@
 //! Factors, rounded to bf16 and put in the order in which tiles read them.
 
-use std::arch::x86_64::{
-    __m512, __m512i, _mm512_cvtne2ps_pbh, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_permutexvar_epi16,
-    _mm512_storeu_si512,
+use std::{
+    arch::x86_64::{
+        __m512, __m512i, _mm512_cvtne2ps_pbh, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_permutexvar_epi16,
+        _mm512_storeu_si512,
+    },
+    ops::Range,
 };
 
 use super::{
@@ -197,21 +200,27 @@ impl Kernel for PackRows<'_> {
             let (panel, chunk, half) = (at / 2 / chunks, at / 2 % chunks, at % 2);
             let first = panel * PANEL + half * TILE_ROWS;
             let columns = first.min(width)..width.min(first + TILE_ROWS);
-            let row = |i: usize| {
-                if i >= depth || columns.is_empty() {
-                    return s.splat(0.0);
-                }
-                let row = &from[i * stride..][columns.clone()];
-                if row.len() == TILE_ROWS { s.load(row) } else { s.load_some(row, 0.0) }
-            };
             for (pair, line) in tile.chunks_exact_mut(CHUNK).enumerate() {
                 let i = chunk * CHUNK + 2 * pair;
                 // SAFETY: a kernel runs where there is AVX-512 with bf16; a line has 512 bits.
                 unsafe {
-                    let rows: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(row(i + 1), row(i)));
+                    let [even, odd] = [i, i + 1].map(|i| if i < depth { i * stride } else { usize::MAX });
+                    let rows =
+                        _mm512_cvtne2ps_pbh(some(s, from, odd, &columns), some(s, from, even, &columns));
+                    let rows: __m512i = std::mem::transmute(rows);
                     _mm512_storeu_si512(line.as_mut_ptr().cast(), _mm512_permutexvar_epi16(pairs, rows));
                 }
             }
         }
     }
+}
+
+/// Some columns, at most 16, of the row that begins at `row`, and 0 behind them; 0 for a row beyond the end.
+#[inline(always)]
+fn some(s: Avx512, from: &[f32], row: usize, columns: &Range<usize>) -> __m512 {
+    if row == usize::MAX || columns.is_empty() {
+        return s.splat(0.0);
+    }
+    let row = &from[row..][columns.clone()];
+    if row.len() == TILE_ROWS { s.load(row) } else { s.load_some(row, 0.0) }
 }
