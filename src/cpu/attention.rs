@@ -187,7 +187,7 @@ fn run(
         if let Some(amx) = context.amx {
             let (grouped, scratch) = scratch.split_at_mut((n * e.head_dim).next_multiple_of(LINE));
             let column = head * e.head_dim;
-            let head = Head {
+            let head = QueryRun {
                 rows: image_rows,
                 stride: e.stride,
                 tokens: n,
@@ -198,7 +198,15 @@ fn run(
                     Values::None => None,
                     Values::Packed => Some((&image_rows[2 * e.width + column..], e.stride)),
                     Values::Groups(values, plan) => {
-                        spread(values, plan, image, column, e.width, e.head_dim, e.head_dim, grouped);
+                        spread(
+                            values,
+                            plan,
+                            image,
+                            column..column + e.head_dim,
+                            e.width,
+                            grouped,
+                            e.head_dim,
+                        );
                         Some((grouped, e.head_dim))
                     }
                 },
@@ -306,35 +314,34 @@ fn pack_values(e: Extents, rows: &[f32], image: usize, head: usize, values: &Val
                 PackRows { from: &rows[2 * e.width + column..], stride: e.stride, width, to }.run();
             }
             Values::Groups(values, plan) => {
-                spread(values, plan, image, column, e.width, width, PANEL, to);
+                spread(values, plan, image, column..column + width, e.width, to, PANEL);
             }
         }
     }
 }
 
-/// Rows of `width` values, `to_stride` apart: each token's are its group's, from `column` on; 0 where it is in none.
+/// Rows that are `to_stride` apart: each token's are these columns of its group's, which are `stride` apart; 0 where it is in none.
 fn spread(
     values: &[f32],
     plan: &Plan,
     image: usize,
-    column: usize,
+    columns: Range<usize>,
     stride: usize,
-    width: usize,
-    to_stride: usize,
     to: &mut [f32],
+    to_stride: usize,
 ) {
     to.fill(0.0);
     let m = plan.tokens_out();
     for group in 0..m {
-        let value = &values[(image * m + group) * stride + column..][..width];
+        let value = &values[(image * m + group) * stride..][columns.clone()];
         for &member in plan.group(image, group).0 {
-            to[member as usize * to_stride..][..width].copy_from_slice(value);
+            to[member as usize * to_stride..][..columns.len()].copy_from_slice(value);
         }
     }
 }
 
 /// A head and some of its queries, for who computes it in one go.
-pub(super) struct Head<'a> {
+pub(super) struct QueryRun<'a> {
     /// The image's tokens, `stride` apart.
     pub(super) rows: &'a [f32],
     pub(super) stride: usize,

@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        attention::Head,
+        attention::QueryRun,
         gemm::Rows,
         simd::{Avx512, Simd, math},
     },
@@ -47,13 +47,13 @@ impl Room {
 }
 
 /// The scores and contexts of a head's queries.
-pub(in crate::cpu) fn attend(amx: Amx, head: Head<'_>) {
+pub(in crate::cpu) fn attend(amx: Amx, head: QueryRun<'_>) {
     amx.run(Attend { amx, head });
 }
 
 struct Attend<'a> {
     amx: Amx,
-    head: Head<'a>,
+    head: QueryRun<'a>,
 }
 
 impl Kernel for Attend<'_> {

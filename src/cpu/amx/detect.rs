@@ -36,6 +36,7 @@ impl Amx {
     }
 
     /// Runs a kernel.
+    #[expect(clippy::unused_self, reason = "it is the proof")]
     pub(in crate::cpu) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         // SAFETY: a value of this type exists only if the processor has the instructions.
         unsafe { run(kernel) }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::{
     super::{
         Context,
-        attention::Head,
+        attention::QueryRun,
         gemm::{Finish, Rows},
     },
     Tiles,
@@ -55,6 +55,6 @@ pub(in crate::cpu) fn head_values(_: usize, _: usize) -> usize {
     0
 }
 
-pub(in crate::cpu) fn attend(amx: Amx, _: Head<'_>) {
+pub(in crate::cpu) fn attend(amx: Amx, _: QueryRun<'_>) {
     match amx {}
 }

@@ -37,13 +37,13 @@ fn sum_values(panels: usize) -> usize {
 }
 
 /// Groups that rows are cut into, in whole blocks.
-struct Groups {
+struct RowGroups {
     count: usize,
     blocks: usize,
     groups: usize,
 }
 
-impl Groups {
+impl RowGroups {
     fn new(count: usize, depth: usize) -> Self {
         let blocks = count.div_ceil(BLOCK_ROWS);
         let most = (GROUP_VALUES / left_values(BLOCK_ROWS, depth).max(1)).max(4);
@@ -74,7 +74,7 @@ pub(in crate::cpu) fn product(
     let Context { threads, pool, .. } = context;
     let (width, depth) = (columns.len(), b.depth);
     assert_eq!(out.len(), a.count * width);
-    let groups = Groups::new(a.count, depth);
+    let groups = RowGroups::new(a.count, depth);
     let rows = |range: &Range<usize>| Rows {
         data: &a.data[(range.start * a.stride).min(a.data.len())..],
         count: range.len(),
@@ -268,7 +268,7 @@ impl Job<'_> {
                             let b = tiles.add((panel * chunks + chunk) * 2 * TILE);
                             // A quarter of the same part of the next group, with each of the first four blocks.
                             let soon = (group * chunks + row / BLOCK_ROWS % 4 * STEP / 4) * 2 * TILE;
-                            let steps = Steps {
+                            let stretch = Stretch {
                                 a: a.data.as_ptr().add(left_values(row, a.depth) + chunk * TILE),
                                 below: chunks * TILE,
                                 b,
@@ -278,9 +278,9 @@ impl Job<'_> {
                                 sums,
                             };
                             if rows > TILE_ROWS {
-                                steps.run::<true, L>(s, configured, pending.as_ref(), last);
+                                stretch.run::<true, L>(s, configured, pending.as_ref(), last);
                             } else {
-                                steps.run::<false, L>(s, configured, pending.as_ref(), last);
+                                stretch.run::<false, L>(s, configured, pending.as_ref(), last);
                             }
                         }
                         pending = done;
@@ -296,7 +296,7 @@ impl Job<'_> {
 }
 
 /// Steps over part of the depth.
-struct Steps {
+struct Stretch {
     a: *const u16,
     /// Values from a tile of the left factor to that of the next 16 rows.
     below: usize,
@@ -307,7 +307,7 @@ struct Steps {
     sums: *mut f32,
 }
 
-impl Steps {
+impl Stretch {
     /// # Safety
     /// The factors' tiles can be read and the sums written; `pending` can be written as [`Done::write`] says.
     #[inline(always)]
