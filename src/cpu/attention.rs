@@ -341,6 +341,10 @@ fn spread(
 }
 
 /// A head and some of its queries, for who computes it in one go.
+#[cfg_attr(
+    not(all(target_arch = "x86_64", target_os = "linux")),
+    allow(dead_code, reason = "nothing multiplies them where there is no AMX")
+)]
 pub(super) struct QueryRun<'a> {
     /// The image's tokens, `stride` apart.
     pub(super) rows: &'a [f32],

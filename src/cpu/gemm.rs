@@ -257,10 +257,12 @@ impl<'a> Out<'a> {
         Self { pointer, len, stride, slice: std::marker::PhantomData }
     }
 
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     pub(super) fn pointer(&self) -> *mut f32 {
         self.pointer
     }
 
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     pub(super) fn stride(&self) -> usize {
         self.stride
     }

@@ -37,6 +37,7 @@ pub(super) const PANEL: usize = 32;
 /// Rows of a tile, of sums as of factors.
 const TILE_ROWS: usize = 16;
 /// Rows of a block of sums, which eight tiles suffice for.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 const BLOCK_ROWS: usize = 2 * TILE_ROWS;
 /// bf16 values of a tile.
 const TILE: usize = TILE_ROWS * CHUNK;
@@ -45,6 +46,10 @@ const TILE: usize = TILE_ROWS * CHUNK;
 /// tiles of 16 columns: element (i, j) is `data[place(depth, i, j)]`. What fills up the last chunk is 0, and so are the columns
 /// that fill up the last panel.
 #[derive(Clone, Copy)]
+#[cfg_attr(
+    not(all(target_arch = "x86_64", target_os = "linux")),
+    allow(dead_code, reason = "nothing multiplies them where there is no AMX")
+)]
 pub(super) struct Tiles<'a> {
     pub(super) data: &'a [u16],
     pub(super) depth: usize,

@@ -39,8 +39,8 @@ impl Drop for Configured {
 }
 
 /// A block of sums: one or, if `TWO`, two tiles of rows times two of columns. It is added up in the tiles, from
-/// [`Block::begin`] over [`Block::step`] to [`Block::end`], and vector code may run between the steps: the compiler itself makes no
-/// use of tiles, because no code of this crate is compiled for AMX, and nothing that is called in between does.
+/// [`Block::begin`] over [`Block::step`] to [`Block::end`], and vector code may run between the steps: tiles are used where somebody
+/// writes so and by no optimisation, and nothing that is called in between does.
 pub(super) struct Block<const TWO: bool>;
 
 impl<const TWO: bool> Block<TWO> {
