@@ -207,6 +207,17 @@ fn numbers_at_the_ends_of_the_range() {
 }
 
 #[test]
+fn layers_without_rows_or_inputs() {
+    let Some(cpu) = cpu(2) else { return };
+    let empty = |shape: &[usize]| Tensor::new(shape, Vec::new()).unwrap();
+    let layer = Linear { weight: empty(&[40, 0]), bias: Some(random(&[40], 1)) };
+    let got = on(&cpu, &empty(&[1, 3, 0]), &layer, 0, Epilogue::None);
+    assert_eq!(got.data(), layer.bias.as_ref().unwrap().data().repeat(3));
+    let layer = Linear { weight: random(&[40, 50], 1), bias: None };
+    assert_eq!(on(&cpu, &empty(&[1, 0, 50]), &layer, 0, Epilogue::None).shape(), [1, 0, 40]);
+}
+
+#[test]
 fn convolutions_match_the_definition() {
     let Some(cpu) = cpu(2) else { return };
     let (grid, window) = ([13, 9], Window { kernel: 3, stride: 2, padding: 1 });
