@@ -1,7 +1,7 @@
 //! Forward passes on the processor, one per line of standard input: what `cargo xtask compare-cpu` runs in turn with other
 //! programs.
 //!
-//! `cpu_rounds WEIGHTS THREADS`, then lines `SPEC BATCH` (a reduction, `none` for an AFFNet, and a number of images); each is
+//! `cpu_rounds WEIGHTS THREADS [f32|bf16]` (the factors of products; f32 unless given), then lines `SPEC BATCH` (a reduction, `none` for an AFFNet, and a number of images); each is
 //! answered by the seconds that the pass took and the first image's first logits. `times SPEC BATCH` is answered by the share of
 //! each kind of operation, `macs SPEC 1` by the multiply-adds of one image. `ratios ROUNDS BATCH SPEC SPEC ...` runs the
 //! specifications in turn and says of each how much faster than the first it is (the median over the rounds), by how much its
@@ -19,7 +19,7 @@ use std::{
 
 use foveate::{
     Images, Pixels, Reduction,
-    cpu::Cpu,
+    cpu::{Cpu, Products},
     macs::{Convention, ModelMacs},
     model::{AffNet, Output as VitOutput, Vit, affnet::AffOutput, arch},
     reduction::OwnWeights,
@@ -142,9 +142,14 @@ fn busy_seconds() -> f64 {
 fn main() -> Result<(), Failure> {
     let mut words = std::env::args().skip(1);
     let (Some(weights), Some(threads)) = (words.next(), words.next()) else {
-        return Err("usage: cpu_rounds WEIGHTS THREADS".into());
+        return Err("usage: cpu_rounds WEIGHTS THREADS [f32|bf16]".into());
     };
-    let model = Model::load(&weights, Cpu::with_threads(threads.parse()?)?)?;
+    let products = match words.next().as_deref() {
+        None | Some("f32") => Products::F32,
+        Some("bf16") => Products::Bf16,
+        Some(other) => return Err(format!("products are f32 or bf16, not {other}").into()),
+    };
+    let model = Model::load(&weights, Cpu::with_threads(threads.parse()?)?.with_products(products)?)?;
     let [height, width] = model.image();
     // Normalised pixels, the same as the other programs are given.
     let images = |batch: usize| {

@@ -8,7 +8,10 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use foveate::image::{Picture, load, save_png};
+use foveate::{
+    cpu::Products,
+    image::{Picture, load, save_png},
+};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::Value;
 
@@ -699,6 +702,20 @@ fn the_device_is_chosen_by_name() {
     assert!(line(&["--device", "gpu"], 2).contains("use auto, cpu, cuda, or cuda:N"));
     assert!(line(&["--device", "cuda:first"], 2).contains("`first` is not the number of a card"));
     assert!(line(&["--device", "cpu", "--dtype", "f16"], 2).contains("the processor computes in f32"));
+    let bf16 = ["--device", "cpu", "--dtype", "bf16"];
+    match Products::Bf16.check() {
+        Ok(()) => {
+            assert!(text(&on(&bf16).stdout).contains("Trouser"));
+            let report = done(&[
+                "profile", "-w", MODEL, "-r", "none", "--runs", "1", "--device", "cpu", "--dtype", "bf16",
+            ]);
+            assert!(report.contains("AMX") && report.contains("bf16, residual f32"), "{report}");
+        }
+        Err(missing) => {
+            let said = line(&bf16, 2);
+            assert!(said.contains(&missing.to_string()) && said.contains("use f32"), "{said}");
+        }
+    }
     if !cfg!(feature = "cuda") {
         assert!(line(&["--device", "cuda"], 2).contains("built without CUDA"));
     }

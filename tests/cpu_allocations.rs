@@ -7,7 +7,7 @@ use std::{
 
 use foveate::{
     Images, Pixels, Reduction,
-    cpu::Cpu,
+    cpu::{Cpu, Products},
     model::{Vit, VitConfig, arch},
     reduction::OwnWeights,
 };
@@ -46,11 +46,16 @@ fn a_repeated_forward_pass_allocates_nothing() {
     let config = VitConfig { image: [64, 64], depth: 4, ..arch::config("deit_tiny").unwrap() };
     let pixels = (0..2 * 3 * 64 * 64).map(|i| (i * 31 % 251) as u8).collect();
     let images = Images::new([2, 3, 64, 64], Pixels::U8(pixels)).unwrap();
-    for threads in [1, 2] {
+    for (threads, products) in [1, 2].into_iter().flat_map(|n| [(n, Products::F32), (n, Products::Bf16)]) {
+        if let Err(missing) = products.check() {
+            println!("SKIPPED with {}: {missing}", products.name());
+            continue;
+        }
         let own = OwnWeights { predictors: 3, selector: true, layer_selectors: 4, projections: 1 << 2 };
         let mut params = arch::random_params(&config, 3);
         params.reducers = arch::random_reducers(&config, own, 4);
-        let vit = Vit::new(Cpu::with_threads(threads).unwrap(), config.clone(), params).unwrap();
+        let cpu = Cpu::with_threads(threads).unwrap().with_products(products).unwrap();
+        let vit = Vit::new(cpu, config.clone(), params).unwrap();
         for spec in [
             "none",
             "tome:r=2",
@@ -74,7 +79,7 @@ fn a_repeated_forward_pass_allocates_nothing() {
             let before = ALLOCATIONS.load(Ordering::Relaxed);
             output = vit.forward_again(&images, &reduction, output).unwrap();
             let after = ALLOCATIONS.load(Ordering::Relaxed);
-            assert_eq!(after - before, 0, "{spec} with {threads} threads");
+            assert_eq!(after - before, 0, "{spec} with {threads} threads, {products:?}");
             drop(output);
         }
     }

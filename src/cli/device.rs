@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use foveate::{
     Images, Reduction,
     backend::GridBackend,
-    cpu::Cpu,
+    cpu::{Cpu, Products},
     model::{AffNet, Vit, VitConfig},
 };
 #[cfg(feature = "cuda")]
@@ -32,8 +32,8 @@ pub(crate) struct Device {
     /// Where to compute: auto (an NVIDIA card if there is one), cpu, cuda, or cuda:N for one of several
     #[arg(long = "device", value_name = "DEVICE", default_value = "auto", help_heading = "Device")]
     place: Place,
-    /// What weights and tokens are on a card; sums are f32 always, and so is everything on the processor. f16 unless given, or
-    /// f32 where no f16 kernel takes the model
+    /// What weights and tokens are on a card; sums are f32 always. f16 unless given, or f32 where no f16 kernel takes the
+    /// model. On the processor tokens are f32, and bf16 are the factors of products, which takes AMX; f32 unless given
     #[arg(long, value_name = "TYPE", help_heading = "Device")]
     dtype: Option<Storage>,
     /// Keep the residual stream in f32 on a card, beside weights and products of 16 bits: nearer to f32, a little slower
@@ -151,11 +151,15 @@ impl Runner for Cpu {
     }
 
     fn describe(&self) -> String {
-        super::report::counted(Self::threads(self), "thread")
+        let threads = super::report::counted(Self::threads(self), "thread");
+        if self.products() == Products::Bf16 { format!("{threads}, AMX") } else { threads }
     }
 
     fn storage(&self) -> String {
-        "f32".to_owned()
+        match self.products() {
+            Products::F32 => "f32".to_owned(),
+            products => format!("{}, residual f32", products.name()),
+        }
     }
 
     fn value_bytes(&self) -> u64 {
@@ -287,8 +291,12 @@ pub(crate) use on_device;
 impl Device {
     /// What comes before a model is read: the processor's threads, and what can be refused without knowing the model.
     pub(crate) fn prepare(&self) -> Result<(), Failure> {
-        if self.place == Place::Cpu && self.dtype.is_some_and(|dtype| dtype != Storage::F32) {
-            return Err(Failure::input("--dtype: the processor computes in f32; leave it out"));
+        if self.place == Place::Cpu {
+            self.products().check().map_err(|missing| Failure::Input(format!("--dtype bf16: {missing}")))?;
+            if self.dtype == Some(Storage::F16) {
+                let what = "--dtype f16: the processor computes in f32, or multiplies bf16 where it has AMX; use f32 or bf16";
+                return Err(Failure::input(what));
+            }
         }
         if cfg!(not(feature = "cuda")) && matches!(self.place, Place::Cuda(_)) {
             return Err(Failure::input(
@@ -302,16 +310,29 @@ impl Device {
     /// why.
     pub(crate) fn start<'a>(&self, config: impl Into<Option<&'a VitConfig>>) -> Result<Chosen, Failure> {
         match self.place {
-            Place::Cpu => Ok(Chosen::Cpu(Cpu::new())),
+            Place::Cpu => self.processor(),
             Place::Auto | Place::Cuda(_) => self.card(config.into()),
         }
     }
 
+    /// What products are computed in on the processor.
+    fn products(&self) -> Products {
+        if self.dtype == Some(Storage::Bf16) { Products::Bf16 } else { Products::F32 }
+    }
+
+    fn processor(&self) -> Result<Chosen, Failure> {
+        Ok(Chosen::Cpu(Cpu::new().with_products(self.products())?))
+    }
+
+    /// The processor where a card might have been: in f32 where it lacks what another type takes.
+    fn instead(&self) -> Result<Chosen, Failure> {
+        if self.products().check().is_ok() { self.processor() } else { Ok(Chosen::Cpu(Cpu::new())) }
+    }
+
     /// Without CUDA there is nothing to choose from, and so nothing to tell.
     #[cfg(not(feature = "cuda"))]
-    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "as with CUDA")]
     fn card(&self, _config: Option<&VitConfig>) -> Result<Chosen, Failure> {
-        Ok(Chosen::Cpu(Cpu::new()))
+        self.instead()
     }
 
     #[cfg(feature = "cuda")]
@@ -320,7 +341,7 @@ impl Device {
         let ordinal = if let Place::Cuda(ordinal) = self.place { ordinal } else { 0 };
         let device = match open(ordinal) {
             Ok(device) => device,
-            Err(reason) if automatic => return Ok(processor(&reason)),
+            Err(reason) if automatic => return self.no_card(&reason),
             Err(reason) => return Err(Failure::Other(format!("--device {}: {reason}", self.place))),
         };
         let (dtype, why) = match (self.storage(config), self.dtype) {
@@ -329,7 +350,7 @@ impl Device {
             (Err(reason), Some(dtype)) => {
                 return Err(Failure::Input(format!("--dtype {}: {reason}", DType::from(dtype))));
             }
-            (Err(reason), None) if automatic => return Ok(processor(&reason.to_string())),
+            (Err(reason), None) if automatic => return self.no_card(&reason.to_string()),
             (Err(reason), None) => {
                 return Err(Failure::Input(format!("--device {}: {reason}; use --device cpu", self.place)));
             }
@@ -343,9 +364,23 @@ impl Device {
                 }
                 Ok(Chosen::Cuda(cuda))
             }
-            Err(reason) if automatic => Ok(processor(&reason.to_string())),
+            Err(reason) if automatic => self.no_card(&reason.to_string()),
             Err(reason) => Err(Failure::Other(format!("--device {}: {reason}", self.place))),
         }
+    }
+
+    /// The processor instead of a card.
+    #[cfg(feature = "cuda")]
+    fn no_card(&self, reason: &str) -> Result<Chosen, Failure> {
+        let chosen = self.instead()?;
+        if let Chosen::Cpu(cpu) = &chosen {
+            let storage = match cpu.products() {
+                Products::F32 => String::new(),
+                _ => format!(", {}", cpu.storage()),
+            };
+            tell(&format!("device auto: cpu{storage}, because {reason}"));
+        }
+        Ok(chosen)
     }
 
     /// The type of weights and tokens, and why where it is not the usual one.
@@ -378,13 +413,6 @@ fn open(ordinal: usize) -> Result<foveate::cuda::Device, String> {
          emulate -- foveate ...`",
         device.name()
     ))
-}
-
-/// The processor instead of a card.
-#[cfg(feature = "cuda")]
-fn processor(reason: &str) -> Chosen {
-    tell(&format!("device auto: cpu, because {reason}"));
-    Chosen::Cpu(Cpu::new())
 }
 
 /// A line on stderr that is no error. If nobody listens there, nobody can be told.

@@ -1,7 +1,9 @@
 //! Attention, head by head: keys and values packed once, then rows of the map in a tile that never leaves the cache.
 
+use std::ops::Range;
+
 use super::{
-    Context, Plan, Tensor,
+    Context, Plan, Tensor, amx,
     check::{addressable, expect_shape, tokens_shape},
     gemm::{Blocks, Finish, Out, Product, Rows, block_values, cut, pack_blocks},
     pack::{PANEL, PackRows, PackTransposed, Panels, Shared, panel_values},
@@ -88,7 +90,7 @@ impl Extents {
     }
 }
 
-/// Values of maps that are kept for [`attention_of_map`] at most, in all images: more would be fetched from further away than it
+/// Values of maps that are kept for [`attention_of_map`](super::kept::attention_of_map) at most, in all images: more would be fetched from further away than it
 /// takes to compute them again.
 const KEPT_VALUES: usize = 4 << 20;
 
@@ -135,7 +137,8 @@ pub(super) fn attention_scores_and_map(
     let e = Extents::new("attention_scores", qk, 2)?;
     let shape = [e.batch, e.heads, e.tokens, e.row()];
     let len = shape.iter().try_fold(1_usize, |len, &extent| len.checked_mul(extent));
-    let Some(len) = len.filter(|&len| len <= KEPT_VALUES) else {
+    // Tiles multiply faster than a map is fetched.
+    let Some(len) = len.filter(|&len| len <= KEPT_VALUES && context.amx.is_none()) else {
         return Ok((run(context, qk, e, request, &Values::None, &mut [], None), None));
     };
     let mut map = context.pool.take(len);
@@ -183,7 +186,10 @@ fn run(
     let value_values = if with_values { panel_values(n, e.head_dim) } else { 0 };
     // A tile of queries in blocks, their scores, and the map's rows in blocks.
     let query_values = block_values(TILE_ROWS, e.head_dim);
-    let scratch_len = key_values + value_values + query_values + 2 * TILE_ROWS * row;
+    let scratch_len = match context.amx {
+        None => key_values + value_values + query_values + 2 * TILE_ROWS * row,
+        Some(_) => (n * e.head_dim).next_multiple_of(LINE) + amx::head_values(n, e.head_dim),
+    };
     let mut scratch = pool.take(context.threads.count() * scratch_len);
     let (scratches, out) = (Shared::of(scratch.make_mut()), Shared::of(out));
     let kept = kept.map(Shared::of);
@@ -192,34 +198,79 @@ fn run(
         let (image, head) = (index / e.heads, index % e.heads);
         // SAFETY: each thread has a part of the scratch.
         let scratch = unsafe { scratches.part(thread * scratch_len, scratch_len) };
+        let image_rows = &packed[image * n * e.stride..(image + 1) * n * e.stride];
+        let bias = &biases[image * row..(image + 1) * row];
+        let queries = n * run / runs..n * (run + 1) / runs;
+        let class = class_parts.as_ref().filter(|_| run == 0).map(|parts| {
+            // SAFETY: each head has a row of its own; the run with query 0 writes it.
+            unsafe { parts.part(index * n, n) }
+        });
+        let mut received = received_parts.as_ref().map(|parts| {
+            // SAFETY: each run of each head has a row of its own.
+            unsafe { parts.part((run * count + index) * row, row) }
+        });
+        if let Some(received) = &mut received {
+            received.fill(0.0);
+        }
+        // SAFETY: each task has rows of a head of its own.
+        let out = |first: usize| unsafe {
+            Out::part(&out, (image * n + first) * e.width + head * e.head_dim, e.width)
+        };
+        if let Some(amx) = context.amx {
+            let (grouped, scratch) = scratch.split_at_mut((n * e.head_dim).next_multiple_of(LINE));
+            let column = head * e.head_dim;
+            let head = QueryRun {
+                rows: image_rows,
+                stride: e.stride,
+                tokens: n,
+                head_dim: e.head_dim,
+                queries_at: column,
+                keys: e.width + column,
+                values: match values {
+                    Values::None => None,
+                    Values::Packed => Some((&image_rows[2 * e.width + column..], e.stride)),
+                    Values::Groups(values, plan) => {
+                        spread(
+                            values,
+                            plan,
+                            image,
+                            column..column + e.head_dim,
+                            e.width,
+                            grouped,
+                            e.head_dim,
+                        );
+                        Some((grouped, e.head_dim))
+                    }
+                },
+                bias,
+                scale: heads.scale,
+                class,
+                received,
+                out: if with_values { out(queries.start) } else { Out::of(&mut [], e.width) },
+                queries,
+                scratch,
+            };
+            amx::attend(amx, head);
+            return;
+        }
         let (keys, rest) = scratch.split_at_mut(key_values);
         let (value_panels, rest) = rest.split_at_mut(value_values);
         let (blocks, rest) = rest.split_at_mut(query_values);
         let (scores, exponentials) = rest.split_at_mut(TILE_ROWS * row);
-        let image_rows = &packed[image * n * e.stride..(image + 1) * n * e.stride];
         pack_keys(context, e, image_rows, head, keys);
         pack_values(e, image_rows, image, head, values, value_panels);
         let mut map = Map {
             context,
             keys: Panels { data: keys, depth: e.head_dim, columns: n },
-            bias: &biases[image * row..(image + 1) * row],
+            bias,
             scale: heads.scale,
-            class: class_parts.as_ref().filter(|_| run == 0).map(|parts| {
-                // SAFETY: each head has a row of its own; the run with query 0 writes it.
-                unsafe { parts.part(index * n, n) }
-            }),
-            received: received_parts.as_ref().map(|parts| {
-                // SAFETY: each run of each head has a row of its own.
-                unsafe { parts.part((run * count + index) * row, row) }
-            }),
+            class,
+            received,
             scores,
             exponentials,
         };
-        if let Some(received) = &mut map.received {
-            received.fill(0.0);
-        }
         let most = context.kernels.tile_rows() * BLOCKS;
-        let (start, end) = (n * run / runs, n * (run + 1) / runs);
+        let Range { start, end } = queries;
         let tiles = (end - start).div_ceil(most);
         for tile in 0..tiles {
             let first = start + (end - start) * tile / tiles;
@@ -234,9 +285,7 @@ fn run(
             let inverse = map.rows(queries, first == 0, kept);
             if with_values {
                 let panels = Panels { data: value_panels, depth: n, columns: e.head_dim };
-                let at = (image * n + first) * e.width + head * e.head_dim;
-                // SAFETY: each task has rows of a head of its own.
-                let out = unsafe { Out::part(&out, at, e.width) };
+                let out = out(first);
                 let a = Blocks { data: map.exponentials, count: last - first, depth: n };
                 let finish = Finish { scales: Some(&inverse), ..Finish::default() };
                 context.kernels.run(Product { a, b: panels, columns: 0..e.head_dim, out, finish });
@@ -308,17 +357,59 @@ pub(super) fn pack_values(
                 PackRows { from: &rows[2 * e.width + column..], stride: e.stride, width, to }.run();
             }
             Values::Groups(values, plan) => {
-                to.fill(0.0);
-                let m = plan.tokens_out();
-                for group in 0..m {
-                    let value = &values[(image * m + group) * e.width + column..][..width];
-                    for &member in plan.group(image, group).0 {
-                        to[member as usize * PANEL..][..width].copy_from_slice(value);
-                    }
-                }
+                spread(values, plan, image, column..column + width, e.width, to, PANEL);
             }
         }
     }
+}
+
+/// Rows that are `to_stride` apart: each token's are these columns of its group's, which are `stride` apart; 0 where it is in none.
+fn spread(
+    values: &[f32],
+    plan: &Plan,
+    image: usize,
+    columns: Range<usize>,
+    stride: usize,
+    to: &mut [f32],
+    to_stride: usize,
+) {
+    to.fill(0.0);
+    let m = plan.tokens_out();
+    for group in 0..m {
+        let value = &values[(image * m + group) * stride..][columns.clone()];
+        for &member in plan.group(image, group).0 {
+            to[member as usize * to_stride..][..columns.len()].copy_from_slice(value);
+        }
+    }
+}
+
+/// A head and some of its queries, for who computes it in one go.
+#[cfg_attr(
+    not(all(target_arch = "x86_64", target_os = "linux")),
+    allow(dead_code, reason = "nothing multiplies them where there is no AMX")
+)]
+pub(super) struct QueryRun<'a> {
+    /// The image's tokens, `stride` apart.
+    pub(super) rows: &'a [f32],
+    pub(super) stride: usize,
+    pub(super) tokens: usize,
+    pub(super) head_dim: usize,
+    /// Where in a row the head's query is, and its key.
+    pub(super) queries_at: usize,
+    pub(super) keys: usize,
+    /// A row of `head_dim` values for each token, and how far they are apart; nothing where scores alone are wanted.
+    pub(super) values: Option<(&'a [f32], usize)>,
+    /// Added to the scaled products: one for each token, `-inf` up to a whole panel.
+    pub(super) bias: &'a [f32],
+    pub(super) scale: f32,
+    /// The softmax of the first query, where it is among these.
+    pub(super) class: Option<&'a mut [f32]>,
+    /// The columns of the softmax are added here.
+    pub(super) received: Option<&'a mut [f32]>,
+    pub(super) queries: Range<usize>,
+    /// From the first of these queries on.
+    pub(super) out: Out<'a>,
+    pub(super) scratch: &'a mut [f32],
 }
 
 /// The map of one head, a tile of rows at a time.

@@ -6,8 +6,8 @@
 use std::ops::Range;
 
 use super::{
-    Context,
-    pack::{PANEL, Panels, Shared},
+    Context, amx,
+    pack::{PANEL, Panels, Right, Shared},
     pool::LINE,
     simd::{Kernel, Kernels, Simd, math},
 };
@@ -52,11 +52,15 @@ const TASKS: usize = 8;
 pub(super) fn product(
     context: &Context,
     a: Rows<'_>,
-    b: Panels<'_>,
+    b: Right<'_>,
     columns: Range<usize>,
     out: &mut [f32],
     finish: Finish<'_>,
 ) {
+    let b = match b {
+        Right::F32(b) => b,
+        Right::Bf16(amx, b) => return amx::product(amx, context, a, b, columns, out, finish),
+    };
     let Context { kernels, threads, pool, .. } = context;
     let (width, depth) = (columns.len(), b.depth);
     assert_eq!(out.len(), a.count * width);
@@ -125,10 +129,14 @@ pub(super) fn product_of(
     context: &Context,
     count: usize,
     row: impl Fn(usize, &mut [f32]) + Sync,
-    b: Panels<'_>,
+    b: Right<'_>,
     out: &mut [f32],
     finish: Finish<'_>,
 ) {
+    let b = match b {
+        Right::F32(b) => b,
+        Right::Bf16(amx, b) => return amx::product_of(amx, context, count, row, b, out, finish),
+    };
     let (depth, width) = (b.depth, b.columns);
     assert_eq!(out.len(), count * width);
     let tasks = count.div_ceil(context.kernels.tile_rows() * LEAST_GROUP);
@@ -248,6 +256,24 @@ impl<'a> Out<'a> {
         let (pointer, len) = shared.from(first);
         Self { pointer, len, stride, slice: std::marker::PhantomData }
     }
+
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    pub(super) fn pointer(&self) -> *mut f32 {
+        self.pointer
+    }
+
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    pub(super) fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// Panics unless so many rows of so many values can be written.
+    pub(super) fn check(&self, rows: usize, width: usize) {
+        assert!(
+            width <= self.stride && (rows - 1) * self.stride + width <= self.len,
+            "a result beyond its slice"
+        );
+    }
 }
 
 /// A product on one thread.
@@ -275,10 +301,7 @@ impl Kernel for Product<'_> {
         );
         assert!(columns.end <= b.columns, "columns beyond the right factor's");
         assert!(b.columns.div_ceil(PANEL) * depth * PANEL <= b.data.len(), "a right factor beyond its slice");
-        assert!(
-            width <= out.stride && (a.count - 1) * out.stride + width <= out.len,
-            "a result beyond its slice"
-        );
+        out.check(a.count, width);
         assert!(finish.bias.is_none_or(|bias| bias.len() >= columns.end));
         assert!(finish.scales.is_none_or(|scales| scales.len() >= a.count));
         let wide = 2 * S::LANES;

@@ -6,7 +6,7 @@ use super::{
     check::{addressable, expect_shape, tokens_shape},
     frequency::{self, MOST_SIDE},
     gemm::{Finish, product_of},
-    pack::{Packed, Shared},
+    pack::{Form, Packed, Shared},
     simd::{Kernel, Simd, math},
     stem::Places,
     timing::Kind,
@@ -81,9 +81,10 @@ impl Cpu {
             places.look(&x[row / count * per_image..][..per_image], row % count, out);
         };
         let mut passing = None;
-        let packed = layer.weight.packed(false, &mut passing, |weight| Packed::of_columns(weight, outputs));
+        let packed =
+            layer.weight.packed(Form::Columns, &mut passing, |weight| Packed::of_columns(weight, outputs));
         let finish = Finish { bias: Some(&bias), activation: layer.activation, ..Finish::default() };
-        product_of(context, batch * count, look, packed.panels(), out.make_mut(), finish);
+        product_of(context, batch * count, look, packed.right(), out.make_mut(), finish);
         Ok(Tensor::pooled(shape, out))
     }
 

@@ -5,7 +5,7 @@ use super::{
     activation::Gate,
     check::{addressable, expect_shape},
     gemm::{Finish, Rows, product},
-    pack::{Packed, Shared},
+    pack::{Form, Packed, Shared},
 };
 use crate::{
     Error, Result,
@@ -20,7 +20,11 @@ pub(super) fn packed<'a>(
     extents: [usize; 2],
     passing: &'a mut Option<Packed>,
 ) -> &'a Packed {
-    weight.packed(true, passing, |values| Packed::new(values, extents, context.kernels, &context.threads))
+    let Context { kernels, threads, amx, .. } = context;
+    match *amx {
+        None => weight.packed(Form::Transposed, passing, |w| Packed::new(w, extents, *kernels, threads)),
+        Some(amx) => weight.packed(Form::TransposedBf16, passing, |w| Packed::bf16(w, extents, amx, threads)),
+    }
 }
 
 /// [`Backend::linear`](crate::backend::Backend::linear).
@@ -66,7 +70,7 @@ pub(super) fn linear(
     let a = Rows { data: &input, count: rows, stride: inputs };
     let mut passing = None;
     let packed = packed(context, weight, [outputs, inputs], &mut passing);
-    product(context, a, packed.panels(), range, out.make_mut(), finish);
+    product(context, a, packed.right(), range, out.make_mut(), finish);
     if activation != Some(Activation::SwiGlu) {
         return Ok(Tensor::pooled(shape, out));
     }

@@ -11,6 +11,7 @@
 )]
 
 mod activation;
+mod amx;
 mod attention;
 mod backend;
 mod check;
@@ -32,6 +33,7 @@ mod performer;
 mod plan;
 mod pool;
 mod predictor;
+mod products;
 mod readout;
 mod score;
 mod select;
@@ -45,10 +47,11 @@ mod windows;
 use std::sync::{Arc, OnceLock};
 
 pub use plan::Plan;
+pub use products::Products;
 pub use simd::Instructions;
 pub use tensor::Tensor;
 
-use self::{pool::Pool, simd::Kernels, threads::Threads, timing::Timing};
+use self::{amx::Amx, pool::Pool, simd::Kernels, threads::Threads, timing::Timing};
 use crate::{Error, Result, reference::Reference};
 
 /// The processor as a backend: its threads, and the memory that forward passes use again and again. Clones share both.
@@ -72,6 +75,8 @@ struct Context {
     threads: Threads,
     pool: Pool,
     kernels: Kernels,
+    /// What multiplies bf16, where products are of bf16.
+    amx: Option<Amx>,
     timing: Timing,
     /// Runs what is rare; its threads are started when it is first needed.
     plain: OnceLock<Reference>,
@@ -104,7 +109,43 @@ impl Cpu {
 
     fn of(threads: Threads, kernels: Kernels) -> Self {
         let (pool, timing, plain) = (Pool::default(), Timing::default(), OnceLock::new());
-        Self { context: Arc::new(Context { threads, pool, kernels, timing, plain }) }
+        Self { context: Arc::new(Context { threads, pool, kernels, amx: None, timing, plain }) }
+    }
+
+    /// The same with other factors of products. A backend that has clones leaves them theirs, and starts threads of its own.
+    ///
+    /// ```
+    /// use foveate::cpu::{Cpu, Products};
+    /// let cpu = match Products::Bf16.check() {
+    ///     Ok(()) => Cpu::new().with_products(Products::Bf16)?,
+    ///     Err(missing) => {
+    ///         println!("{missing}");
+    ///         Cpu::new()
+    ///     }
+    /// };
+    /// # let _ = cpu;
+    /// # Ok::<(), foveate::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When the processor or the system lacks what they take; the message says what. When the operating system refuses to start
+    /// threads.
+    pub fn with_products(self, products: Products) -> Result<Self> {
+        let amx = products.checked()?;
+        let context = match Arc::try_unwrap(self.context) {
+            Ok(context) => Context { amx, ..context },
+            Err(shared) => {
+                let threads = Threads::new(shared.threads.count())?;
+                let (pool, timing, plain) = (Pool::default(), Timing::default(), OnceLock::new());
+                Context { threads, pool, kernels: shared.kernels, amx, timing, plain }
+            }
+        };
+        Ok(Self { context: Arc::new(context) })
+    }
+
+    /// What the factors of products are rounded to.
+    pub fn products(&self) -> Products {
+        if self.context.amx.is_some() { Products::Bf16 } else { Products::F32 }
     }
 
     /// How many threads the operations use.
@@ -159,6 +200,7 @@ impl std::fmt::Debug for Cpu {
         let mut out = f.debug_struct("Cpu");
         out.field("threads", &self.threads())
             .field("instructions", &self.instructions())
+            .field("products", &self.products())
             .finish_non_exhaustive()
     }
 }

@@ -1,6 +1,7 @@
 //! Weights in the order in which products read them.
 
 use super::{
+    amx::{self, Amx, Tiles, place, tile_values},
     memory::Lines,
     pool::lines,
     simd::{Kernel, Kernels, Simd},
@@ -24,12 +25,30 @@ pub(super) fn panel_values(depth: usize, columns: usize) -> usize {
     columns.div_ceil(PANEL) * depth * PANEL
 }
 
-/// A weight, packed: that of an affine layer (outputs, inputs) or one that is a right factor as it stands (inputs, outputs). Its
-/// outputs are the columns.
+/// A right factor, as products take it.
+#[derive(Clone, Copy)]
+pub(super) enum Right<'a> {
+    F32(Panels<'a>),
+    Bf16(Amx, Tiles<'a>),
+}
+
+/// What a packed weight was and is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// It was (outputs, inputs), as the weight of an affine layer is.
+    Transposed,
+    /// As above, and its values are rounded to bf16.
+    TransposedBf16,
+    /// It was a right factor as it stands, (inputs, outputs).
+    Columns,
+}
+
+/// A weight, packed. Its outputs are the columns.
 pub(super) struct Packed {
     lines: Lines,
-    /// It was (outputs, inputs).
-    transposed: bool,
+    form: Form,
+    /// What multiplies bf16.
+    amx: Option<Amx>,
     inputs: usize,
     outputs: usize,
 }
@@ -51,7 +70,22 @@ impl Packed {
             let to = unsafe { panels.part(panel * inputs * PANEL, inputs * PANEL) };
             kernels.run(PackTransposed { from: rows, stride: inputs, depth: inputs, to });
         });
-        Self { lines, transposed: true, inputs, outputs }
+        Self { lines, form: Form::Transposed, amx: None, inputs, outputs }
+    }
+
+    /// Packs a weight (outputs, inputs), rounded to bf16.
+    pub(super) fn bf16(weight: &[f32], [outputs, inputs]: [usize; 2], amx: Amx, threads: &Threads) -> Self {
+        let mut lines = lines(tile_values(inputs, outputs) / 2);
+        let panels = Shared::of(bytemuck::cast_slice_mut::<_, u16>(&mut lines));
+        let values = tile_values(inputs, amx::PANEL);
+        threads.run(outputs.div_ceil(amx::PANEL), |_, panel| {
+            let first = panel * amx::PANEL;
+            let rows = &weight[first * inputs..(first + amx::PANEL).min(outputs) * inputs];
+            // SAFETY: each task has a panel of its own.
+            let to = unsafe { panels.part(panel * values, values) };
+            amx::pack_transposed(amx, rows, inputs, inputs, to);
+        });
+        Self { lines, form: Form::TransposedBf16, amx: Some(amx), inputs, outputs }
     }
 
     /// Packs a right factor (inputs, outputs).
@@ -63,31 +97,32 @@ impl Packed {
             let width = PANEL.min(outputs - panel * PANEL);
             PackRows { from: &weight[panel * PANEL..], stride: outputs, width, to }.run();
         }
-        Self { lines, transposed: false, inputs, outputs }
+        Self { lines, form: Form::Columns, amx: None, inputs, outputs }
     }
 
-    /// Whether it was (outputs, inputs), as the weight of an affine layer is.
-    pub(super) fn is_transposed(&self) -> bool {
-        self.transposed
+    pub(super) fn form(&self) -> Form {
+        self.form
     }
 
-    pub(super) fn panels(&self) -> Panels<'_> {
-        Panels { data: bytemuck::cast_slice(&self.lines), depth: self.inputs, columns: self.outputs }
+    pub(super) fn right(&self) -> Right<'_> {
+        let (depth, columns) = (self.inputs, self.outputs);
+        match self.amx {
+            None => Right::F32(Panels { data: bytemuck::cast_slice(&self.lines), depth, columns }),
+            Some(amx) => Right::Bf16(amx, Tiles { data: bytemuck::cast_slice(&self.lines), depth, columns }),
+        }
     }
 
-    /// The weight as it came.
+    /// The weight as it came, or as it was rounded.
     pub(super) fn unpacked(&self) -> Vec<f32> {
-        let panels = self.panels();
-        if !self.transposed {
-            let at = |i: usize, j: usize| panels.data[(j / PANEL * self.inputs + i) * PANEL + j % PANEL];
-            return (0..self.inputs).flat_map(|i| (0..self.outputs).map(move |j| at(i, j))).collect();
+        let at = |i: usize, j: usize| match self.right() {
+            Right::F32(panels) => panels.data[(j / PANEL * self.inputs + i) * PANEL + j % PANEL],
+            Right::Bf16(_, tiles) => half::bf16::from_bits(tiles.data[place(self.inputs, i, j)]).to_f32(),
+        };
+        if self.form == Form::Columns {
+            (0..self.inputs).flat_map(|i| (0..self.outputs).map(move |j| at(i, j))).collect()
+        } else {
+            (0..self.outputs).flat_map(|j| (0..self.inputs).map(move |i| at(i, j))).collect()
         }
-        let mut weight = Vec::with_capacity(self.outputs * self.inputs);
-        for output in 0..self.outputs {
-            let column = output / PANEL * self.inputs * PANEL + output % PANEL;
-            weight.extend((0..self.inputs).map(|i| panels.data[column + i * PANEL]));
-        }
-        weight
     }
 }
 

@@ -194,6 +194,6 @@ pub(super) fn convolve(
     };
     let mut passing = None;
     let packed = packed(context, &layer.weight, [outputs, inputs], &mut passing);
-    product_of(context, batch * count, look, packed.panels(), out.make_mut(), finish);
+    product_of(context, batch * count, look, packed.right(), out.make_mut(), finish);
     Ok(Tensor::pooled(shape, out))
 }

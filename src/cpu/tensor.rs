@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    pack::Packed,
+    pack::{Form, Packed},
     pool::{Buffer, Pool},
 };
 use crate::{Error, HostTensor, Result};
@@ -90,9 +90,9 @@ pub(super) struct Weight {
 }
 
 impl Weight {
-    /// The packed form, which `pack` makes of the values row by row. `None` where the first product made a form of the other
-    /// kind, `transposed` or not: a matrix that is used both ways is packed again for the rarer one each time.
-    pub(super) fn packed(&self, transposed: bool, pack: impl Fn(&[f32]) -> Packed) -> Option<&Packed> {
+    /// The packed form, which `pack` makes of the values row by row. `None` where the first product made another form: a matrix
+    /// that is used in both ways is packed again for the rarer one each time.
+    pub(super) fn packed(&self, form: Form, pack: impl Fn(&[f32]) -> Packed) -> Option<&Packed> {
         let packed = self.packed.get_or_init(|| {
             let plain = self.plain.read().unwrap_or_else(PoisonError::into_inner);
             pack(plain.as_deref().unwrap_or_default())
@@ -101,7 +101,7 @@ impl Weight {
         if let Ok(mut plain) = self.plain.try_write() {
             *plain = None;
         }
-        (packed.is_transposed() == transposed).then_some(packed)
+        (packed.form() == form).then_some(packed)
     }
 }
 
@@ -148,13 +148,13 @@ impl Tensor {
     /// The packed form: the tensor's own, or one in `passing` that is made for this time only.
     pub(super) fn packed<'a>(
         &'a self,
-        transposed: bool,
+        form: Form,
         passing: &'a mut Option<Packed>,
         pack: impl Fn(&[f32]) -> Packed,
     ) -> &'a Packed {
         let own = match &self.data {
             Data::Pooled(_) => None,
-            Data::Weight(weight) => weight.packed(transposed, &pack),
+            Data::Weight(weight) => weight.packed(form, &pack),
         };
         own.unwrap_or_else(|| passing.insert(pack(&self.view())))
     }

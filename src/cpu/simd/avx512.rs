@@ -23,9 +23,19 @@ pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx512(()))
 }
 
-/// The proof; made in [`run`] only.
+/// The proof; made in [`run`] and, with a promise, in [`Avx512::proven`].
 #[derive(Clone, Copy)]
-pub(super) struct Avx512(());
+pub(in crate::cpu) struct Avx512(());
+
+#[cfg(target_os = "linux")]
+impl Avx512 {
+    /// # Safety
+    /// The processor has the instructions, and the caller is compiled for them.
+    #[inline(always)]
+    pub(in crate::cpu) unsafe fn proven() -> Self {
+        Self(())
+    }
+}
 
 /// An expression of intrinsics that need nothing but their instruction set.
 macro_rules! with {

@@ -10,6 +10,9 @@ mod avx512;
 pub(super) mod math;
 mod portable;
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(super) use avx512::Avx512;
+
 use crate::{Error, Result};
 
 /// What the processor's vector units are asked to do.

@@ -1,0 +1,60 @@
+//! Where there is no AMX: nothing of it can be reached, because no [`Amx`] exists.
+
+use std::ops::Range;
+
+use super::{
+    super::{
+        Context,
+        attention::QueryRun,
+        gemm::{Finish, Rows},
+    },
+    Tiles,
+};
+use crate::{Error, Result};
+
+#[derive(Clone, Copy, Debug)]
+pub(in crate::cpu) enum Amx {}
+
+impl Amx {
+    pub(in crate::cpu) fn detect() -> Result<Self> {
+        let what =
+            "bf16 on the processor takes AMX, which this foveate knows on Linux and x86-64 only; use f32";
+        Err(Error::argument("products", what))
+    }
+}
+
+pub(in crate::cpu) fn pack_transposed(amx: Amx, _: &[f32], _: usize, _: usize, _: &mut [u16]) {
+    match amx {}
+}
+
+pub(in crate::cpu) fn product(
+    amx: Amx,
+    _: &Context,
+    _: Rows<'_>,
+    _: Tiles<'_>,
+    _: Range<usize>,
+    _: &mut [f32],
+    _: Finish<'_>,
+) {
+    match amx {}
+}
+
+pub(in crate::cpu) fn product_of(
+    amx: Amx,
+    _: &Context,
+    _: usize,
+    _: impl Fn(usize, &mut [f32]) + Sync,
+    _: Tiles<'_>,
+    _: &mut [f32],
+    _: Finish<'_>,
+) {
+    match amx {}
+}
+
+pub(in crate::cpu) fn head_values(_: usize, _: usize) -> usize {
+    0
+}
+
+pub(in crate::cpu) fn attend(amx: Amx, _: QueryRun<'_>) {
+    match amx {}
+}
