@@ -100,6 +100,9 @@ pub struct Scores<T> {
     pub received: Option<T>,
 }
 
+/// Scores, and the map that they are of where it was kept.
+pub type ScoresAndMap<T> = (Scores<T>, Option<T>);
+
 /// The rows whose cosine similarity decides who is merged.
 #[derive(Debug)]
 pub enum Metric<'a, T> {
@@ -371,7 +374,7 @@ pub trait Backend: Send + Sync {
         &self,
         qk: &Heads<'_, Self::Tensor>,
         scores: ScoreRequest,
-    ) -> Result<(Scores<Self::Tensor>, Option<Self::Tensor>)> {
+    ) -> Result<ScoresAndMap<Self::Tensor>> {
         Ok((self.attention_scores(qk, scores)?, None))
     }
     /// The second half: the attention map of `qk` (B, N, 2C), columns summed and rows pooled over the groups of `plan`,

@@ -8,11 +8,12 @@ use super::{
     gemm::{Blocks, Finish, Out, Product, Rows, block_values, cut, pack_blocks},
     pack::{PANEL, PackRows, PackTransposed, Panels, Shared, panel_values},
     pool::LINE,
-    simd::{Kernel, Simd, math},
+    simd::{Kernel, Simd},
+    softmax::Softmax,
 };
 use crate::{
     Error, Result,
-    backend::{Heads, ScoreRequest, Scores},
+    backend::{Heads, ScoreRequest, Scores, ScoresAndMap},
 };
 
 /// Row blocks of a tile of the map.
@@ -133,7 +134,7 @@ pub(super) fn attention_scores_and_map(
     context: &Context,
     qk: &Heads<'_, Tensor>,
     request: ScoreRequest,
-) -> Result<(Scores<Tensor>, Option<Tensor>)> {
+) -> Result<ScoresAndMap<Tensor>> {
     let e = Extents::new("attention_scores", qk, 2)?;
     let shape = [e.batch, e.heads, e.tokens, e.row()];
     let len = shape.iter().try_fold(1_usize, |len, &extent| len.checked_mul(extent));
@@ -476,77 +477,5 @@ impl Kernel for FirstBlock {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) -> usize {
         cut::<S>(self.0).next().map_or(1, |block| block.len())
-    }
-}
-
-/// Products become `e^(scale·product + bias - largest)`, in blocks of rows, with one over the rows' sums beside them.
-struct Softmax<'a> {
-    /// Rows as long as `bias`.
-    scores: &'a mut [f32],
-    /// As [`Blocks`].
-    map: &'a mut [f32],
-    tokens: usize,
-    bias: &'a [f32],
-    scale: f32,
-    inverse: &'a mut [f32],
-    /// The columns of the softmax are added here.
-    received: Option<&'a mut [f32]>,
-    /// Its rows go here, as long as `bias`.
-    kept: Option<&'a mut [f32]>,
-}
-
-impl Kernel for Softmax<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Self { scores, map, tokens, bias, scale, inverse, mut received, mut kept } = self;
-        let scale = s.splat(scale);
-        // Whole vectors only: what is behind the last one is not looked at by anyone.
-        let used = tokens.next_multiple_of(S::LANES);
-        const { assert!(LINE.is_multiple_of(S::LANES) && PANEL.is_multiple_of(S::LANES)) };
-        let length = bias.len();
-        let bias = &bias[..used];
-        let padded = tokens.next_multiple_of(LINE);
-        for block in cut::<S>(scores.len() / length) {
-            let map = &mut map[block.start * padded..block.end * padded];
-            for (i, row) in block.clone().enumerate() {
-                let scores = &mut scores[row * length..][..used];
-                scores[tokens..].fill(0.0);
-                let mut largest = s.splat(f32::NEG_INFINITY);
-                for (x, b) in scores.chunks_exact_mut(S::LANES).zip(bias.chunks_exact(S::LANES)) {
-                    let score = s.fma(s.load(x), scale, s.load(b));
-                    s.store(x, score);
-                    largest = s.largest(score, largest);
-                }
-                let largest = s.maximum(largest);
-                let largest = s.splat(if largest == f32::NEG_INFINITY { 0.0 } else { largest });
-                let mut sum = s.splat(0.0);
-                let place = |at: usize| (at / LINE * block.len() + i) * LINE + at % LINE;
-                for (x, at) in scores.chunks_exact(S::LANES).zip((0..).step_by(S::LANES)) {
-                    let e = math::exp_negative(s, s.sub(s.load(x), largest));
-                    s.store(&mut map[place(at)..], e);
-                    sum = s.add(sum, e);
-                }
-                let sum = s.sum(sum);
-                let inverse = &mut inverse[row];
-                *inverse = if sum == 0.0 { 0.0 } else { 1.0 / sum };
-                if let Some(received) = &mut received {
-                    let inverse = s.splat(*inverse);
-                    let received = &mut received[..used];
-                    for (y, at) in received.chunks_exact_mut(S::LANES).zip((0..).step_by(S::LANES)) {
-                        let y_new = s.fma(s.load(&map[place(at)..]), inverse, s.load(y));
-                        s.store(y, y_new);
-                    }
-                }
-                if let Some(kept) = &mut kept {
-                    let inverse = s.splat(*inverse);
-                    let kept = &mut kept[row * length..][..used];
-                    for (y, at) in kept.chunks_exact_mut(S::LANES).zip((0..).step_by(S::LANES)) {
-                        s.store(y, s.mul(s.load(&map[place(at)..]), inverse));
-                    }
-                }
-            }
-        }
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     Images, Result, TokenPlan,
     backend::{
         Backend, Cluster, Epilogue, Heads, KeepInPlace, Linear, LinearRows, Matching, Merged, Norm, Pooling,
-        Predictor, ScoreRequest, Scores, Select, Window,
+        Predictor, ScoreRequest, Scores, ScoresAndMap, Select, Window,
     },
     model::Activation,
 };
@@ -112,7 +112,7 @@ impl Backend for Cpu {
         &self,
         qk: &Heads<'_, Tensor>,
         scores: ScoreRequest,
-    ) -> Result<(Scores<Tensor>, Option<Tensor>)> {
+    ) -> Result<ScoresAndMap<Tensor>> {
         self.timed(Kind::Attention, |context| attention::attention_scores_and_map(context, qk, scores))
     }
 

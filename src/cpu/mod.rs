@@ -38,6 +38,7 @@ mod readout;
 mod score;
 mod select;
 mod simd;
+mod softmax;
 mod stem;
 mod tensor;
 mod threads;

@@ -459,9 +459,10 @@ impl<B: Backend, M: Method> BlockPass<'_, B, M> {
         drop(normed);
         let view = self.view(&qk, stream.sizes.as_ref());
         // A map that the reduced tokens attend by is looked at twice.
-        let (scores, map) = match reuse && step.pooling == Pooling::Weighted {
-            true => backend.attention_scores_and_map(&view, step.scores)?,
-            false => (backend.attention_scores(&view, step.scores)?, None),
+        let (scores, map) = if reuse && step.pooling == Pooling::Weighted {
+            backend.attention_scores_and_map(&view, step.scores)?
+        } else {
+            (backend.attention_scores(&view, step.scores)?, None)
         };
         let (merged, plan) =
             self.reduce(&stream, step, Some(&qk), &scores, Some(&self.block.norm1), observer)?;
