@@ -64,7 +64,7 @@ impl Chunk {
         // A hint: small pages do as well, only slower.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
-        let before = map.as_ptr().align_offset(HUGE);
+        let before = (map.as_ptr() as usize).wrapping_neg() % HUGE;
         let start = map[before..].as_mut_ptr().cast();
         Self { start, len: len / size_of::<Line>(), _memory: Memory::Mapped(map) }
     }

@@ -11,7 +11,7 @@ use super::{
 pub(super) struct Softmax<'a> {
     /// Rows as long as `bias`.
     pub(super) scores: &'a mut [f32],
-    /// As [`Blocks`].
+    /// As [`Blocks`](super::gemm::Blocks).
     pub(super) map: &'a mut [f32],
     pub(super) tokens: usize,
     pub(super) bias: &'a [f32],
