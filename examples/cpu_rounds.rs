@@ -82,9 +82,13 @@ impl Model {
         for round in 0..=rounds {
             let mut first = None;
             for (at, reduction) in reductions.iter().enumerate() {
-                let begun = busy_seconds();
-                outputs[at] = Some(self.forward(images, reduction, outputs[at].take())?);
-                let seconds = busy_seconds() - begun;
+                // The clock may tick as slowly as every 10 ms.
+                let (begun, mut passes, mut passed) = (busy_seconds(), 0, 0.0);
+                while passed < LEAST_SECONDS {
+                    outputs[at] = Some(self.forward(images, reduction, outputs[at].take())?);
+                    (passes, passed) = (passes + 1, busy_seconds() - begun);
+                }
+                let seconds = passed / f64::from(passes);
                 let first = *first.get_or_insert(seconds);
                 if round > 0 {
                     speeds[at].push(first / seconds);
@@ -125,6 +129,9 @@ impl Output {
         }
     }
 }
+
+/// Processor time of a turn, at least.
+const LEAST_SECONDS: f64 = 0.2;
 
 /// Processor time of all threads so far, which does not count what other programs take from them; where the system does not tell,
 /// the time that has passed.

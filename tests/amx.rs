@@ -367,7 +367,13 @@ fn attention_is_near_the_reference() {
                     reference.attention_reduced(&on_reference, &values, &plan, Pooling::Weighted).unwrap();
                 let plan = cpu.upload_plan(plan).unwrap();
                 let got = cpu.attention_reduced(&view, &up(&values), &plan, Pooling::Weighted).unwrap();
-                near(&what, &got.to_vec(), want.data(), f32::powi(2.0, -8) * 3.0);
+                let (_, map) = cpu.attention_scores_and_map(&view, ScoreRequest::default()).unwrap();
+                let (map, values) = (map.expect("small enough to be kept"), up(&values));
+                let kept =
+                    cpu.attention_reduced_of(Some(&map), &view, &values, &plan, Pooling::Weighted).unwrap();
+                for got in [got, kept] {
+                    near(&what, &got.to_vec(), want.data(), f32::powi(2.0, -8) * 3.0);
+                }
             }
         }
     }

@@ -138,8 +138,7 @@ pub(super) fn attention_scores_and_map(
     let e = Extents::new("attention_scores", qk, 2)?;
     let shape = [e.batch, e.heads, e.tokens, e.row()];
     let len = shape.iter().try_fold(1_usize, |len, &extent| len.checked_mul(extent));
-    // Tiles multiply faster than a map is fetched.
-    let Some(len) = len.filter(|&len| len <= KEPT_VALUES && context.amx.is_none()) else {
+    let Some(len) = len.filter(|&len| len <= KEPT_VALUES) else {
         return Ok((run(context, qk, e, request, &Values::None, &mut [], None), None));
     };
     let mut map = context.pool.take(len);
@@ -248,6 +247,10 @@ fn run(
                 class,
                 received,
                 out: if with_values { out(queries.start) } else { Out::of(&mut [], e.width) },
+                kept: kept.as_ref().map(|kept| {
+                    // SAFETY: each task has queries of a head of its own.
+                    unsafe { kept.part((index * n + queries.start) * row, queries.len() * row) }
+                }),
                 queries,
                 scratch,
             };
@@ -365,7 +368,7 @@ pub(super) fn pack_values(
 }
 
 /// Rows that are `to_stride` apart: each token's are these columns of its group's, which are `stride` apart; 0 where it is in none.
-fn spread(
+pub(super) fn spread(
     values: &[f32],
     plan: &Plan,
     image: usize,
@@ -408,6 +411,8 @@ pub(super) struct QueryRun<'a> {
     /// The columns of the softmax are added here.
     pub(super) received: Option<&'a mut [f32]>,
     pub(super) queries: Range<usize>,
+    /// The softmax of these queries goes here, rows as long as `bias`.
+    pub(super) kept: Option<&'a mut [f32]>,
     /// From the first of these queries on.
     pub(super) out: Out<'a>,
     pub(super) scratch: &'a mut [f32],

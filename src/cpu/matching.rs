@@ -221,7 +221,7 @@ impl Job<'_> {
                 None => out.copy_from_slice(row),
                 Some((heads, d)) => kernels.run(SumHeads { keys: &row[heads * d..2 * heads * d], out }),
             }
-            unit_length(kernels.run(Square(out)), out);
+            kernels.run(UnitLength(out));
         }
         let (a, b) = work.unit.split_at(self.na * width);
         for (panel, to) in work.panels.chunks_exact_mut(width * PANEL).enumerate() {
@@ -269,11 +269,7 @@ impl Job<'_> {
             partner_b.fill(u32::MAX);
             for &i in &*kept {
                 let scores = &scores[i as usize * row..i as usize * row + nb];
-                for ((best, partner), &score) in best_b.iter_mut().zip(&mut *partner_b).zip(scores) {
-                    if score > *best || *partner == u32::MAX || (best.is_nan() && !score.is_nan()) {
-                        (*best, *partner) = (score, i);
-                    }
-                }
+                self.context.kernels.run(BetterColumns { scores, row: i, best: best_b, partner: partner_b });
             }
             sorted(order_b, sb, best_b);
             let (leaving, staying) = order_b[sb..].split_at(self.merges - forward);
@@ -345,34 +341,57 @@ impl Kernel for SumHeads<'_> {
     }
 }
 
-/// The sum of squares.
-struct Square<'a>(&'a [f32]);
+/// A row divided by its length. A zero row stays zero: it is similar to nothing.
+struct UnitLength<'a>(&'a mut [f32]);
 
-impl Kernel for Square<'_> {
-    type Output = f32;
+impl Kernel for UnitLength<'_> {
+    type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> f32 {
+    fn run<S: Simd>(self, s: S) {
+        let row = self.0;
         let mut sum = s.splat(0.0);
-        let chunks = self.0.chunks_exact(S::LANES);
+        let chunks = row.chunks_exact(S::LANES);
         let tail = s.load_some(chunks.remainder(), 0.0);
         for x in chunks {
             sum = s.fma(s.load(x), s.load(x), sum);
         }
-        s.sum(s.fma(tail, tail, sum))
+        let square = s.sum(s.fma(tail, tail, sum));
+        // Squares of very long and very short rows do not fit an f32.
+        let length = if (1e-30..1e30).contains(&square) {
+            square.sqrt()
+        } else {
+            let square: f64 = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+            if square > 0.0 { square.sqrt() as f32 } else { 1.0 }
+        };
+        // Divided, as the reference does: one over the length would part similarities that are equal.
+        row.iter_mut().for_each(|x| *x /= length);
     }
 }
 
-/// A row divided by its length. A zero row stays zero: it is similar to nothing.
-fn unit_length(square: f32, row: &mut [f32]) {
-    // Squares of very long and very short rows do not fit an f32.
-    let length = if (1e-30..1e30).contains(&square) {
-        square.sqrt()
-    } else {
-        let square: f64 = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
-        if square > 0.0 { square.sqrt() as f32 } else { 1.0 }
-    };
-    row.iter_mut().for_each(|x| *x /= length);
+/// A row of scores beside the best ones of its columns so far, with the rows that these are of: the first of equals, a number before
+/// what is none.
+struct BetterColumns<'a> {
+    scores: &'a [f32],
+    row: u32,
+    best: &'a mut [f32],
+    /// `u32::MAX` where there was none yet.
+    partner: &'a mut [u32],
+}
+
+impl Kernel for BetterColumns<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let Self { scores, row, best, partner } = self;
+        for ((best, partner), &score) in best.iter_mut().zip(partner).zip(scores) {
+            let better = score > *best || *partner == u32::MAX || (best.is_nan() && !score.is_nan());
+            // Written in any case: the compiler makes vectors of it.
+            *best = if better { score } else { *best };
+            *partner = if better { row } else { *partner };
+        }
+    }
 }
 
 /// MCTF's criteria beside similarity.
@@ -455,12 +474,18 @@ fn inverse_factor(values: &mut [f32], temperature: f64) {
         return values.fill(1.0);
     }
     let max = values.iter().map(|&v| 1.0 / f64::from(v)).fold(f64::NEG_INFINITY, f64::max);
+    // Sizes repeat, and powers take long.
+    let mut last = (f32::NAN.to_bits(), 1.0);
     for value in values {
-        let ratio = 1.0 / f64::from(*value) / max;
-        *value = match (ratio.is_finite(), temperature) {
-            (false, _) => 1.0,
-            (true, 1.0) => ratio as f32,
-            (true, temperature) => ratio.powf(1.0 / temperature) as f32,
-        };
+        if value.to_bits() != last.0 {
+            let ratio = 1.0 / f64::from(*value) / max;
+            let factor = match (ratio.is_finite(), temperature) {
+                (false, _) => 1.0,
+                (true, 1.0) => ratio as f32,
+                (true, temperature) => ratio.powf(1.0 / temperature) as f32,
+            };
+            last = (value.to_bits(), factor);
+        }
+        *value = last.1;
     }
 }

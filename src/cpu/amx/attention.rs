@@ -3,13 +3,13 @@
 use super::{
     super::{
         attention::QueryRun,
-        gemm::Rows,
+        gemm::{Out, Rows},
         simd::{Avx512, Simd, math},
     },
     Amx, BLOCK_ROWS, CHUNK, PANEL, TILE, TILE_ROWS,
     detect::Kernel,
     pack::{PackLeft, PackRows, PackTransposed, left_values, store_rounded},
-    product::{Done, Scaled},
+    product::{AsItIs, Done, Scaled},
     tile::{Block, Configured},
     tile_values,
 };
@@ -62,7 +62,7 @@ impl Kernel for Attend<'_> {
     #[inline(always)]
     fn run(self, s: Avx512) {
         let Self { amx, head } = self;
-        let (mut class_scores, mut received) = (head.class, head.received);
+        let (mut class_scores, mut received, mut kept) = (head.class, head.received, head.kept);
         let (tokens, head_dim) = (head.tokens, head.head_dim);
         let (row, room) = (tokens.next_multiple_of(PANEL), Room::new(tokens, head_dim));
         assert!(head.bias.len() == row && tokens > 0 && head_dim > 0, "a row of biases for other tokens");
@@ -113,6 +113,7 @@ impl Kernel for Attend<'_> {
                 scale: head.scale,
                 class,
                 received: received.as_deref_mut(),
+                kept: kept.as_deref_mut().map(|kept| &mut kept[(first - head.queries.start) * row..]),
             };
             let inverse = softmax.run(s);
             if head.values.is_none() {
@@ -136,6 +137,75 @@ impl Kernel for Attend<'_> {
                         stride,
                     };
                     done.write(s, Scaled(&inverse), 0..part.len());
+                }
+            }
+        }
+    }
+}
+
+/// `f32` values that [`times`] takes.
+pub(in crate::cpu) fn times_values(depth: usize, width: usize) -> usize {
+    tile_values(depth, width) / 2 + left_values(BLOCK_ROWS, depth) / 2 + BLOCK_ROWS * PANEL
+}
+
+/// Rows of `depth` values times a right factor of as many rows, (depth, width) and `values.1` apart, into rows of `out`.
+pub(in crate::cpu) fn times(
+    amx: Amx,
+    rows: Rows<'_>,
+    depth: usize,
+    values: (&[f32], usize),
+    width: usize,
+    out: Out<'_>,
+    scratch: &mut [f32],
+) {
+    amx.run(Times { amx, rows, depth, values, width, out, scratch });
+}
+
+struct Times<'a> {
+    amx: Amx,
+    rows: Rows<'a>,
+    depth: usize,
+    values: (&'a [f32], usize),
+    width: usize,
+    out: Out<'a>,
+    scratch: &'a mut [f32],
+}
+
+impl Kernel for Times<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, s: Avx512) {
+        let Self { amx, rows, depth, values: (from, stride), width, out, scratch } = self;
+        let (tiles, rest) = scratch.split_at_mut(tile_values(depth, width) / 2);
+        let (left, sums) = rest.split_at_mut(left_values(BLOCK_ROWS, depth) / 2);
+        let (tiles, left): (&mut [u16], &mut [u16]) =
+            (bytemuck::cast_slice_mut(tiles), bytemuck::cast_slice_mut(left));
+        assert!(sums.len() >= BLOCK_ROWS * PANEL && depth > 0);
+        PackRows { from, stride, depth, width, to: tiles }.run(s);
+        out.check(rows.count, width);
+        let (configured, chunks) = (Configured::new(amx), depth.div_ceil(CHUNK));
+        for first in (0..rows.count).step_by(BLOCK_ROWS) {
+            let count = BLOCK_ROWS.min(rows.count - first);
+            let part = Rows { data: &rows.data[first * rows.stride..], count, stride: rows.stride };
+            PackLeft { rows: part, depth, to: &mut left[..left_values(count, depth)] }.run(s);
+            for panel in 0..width.div_ceil(PANEL) {
+                let at = panel * PANEL;
+                let b = tiles[panel * chunks * 2 * TILE..].as_ptr();
+                // SAFETY: the rows' tiles, the panel's and the sums lie in their parts of the memory, the result's rows and
+                // columns in `out`, by the assertion of `check`.
+                unsafe {
+                    let two = count > TILE_ROWS;
+                    block(&configured, two, left.as_ptr(), b, chunks, sums.as_mut_ptr(), PANEL);
+                    let done = Done {
+                        sums: sums.as_ptr(),
+                        rows: count,
+                        bias: NO_BIAS.as_ptr(),
+                        valid: 0..PANEL.min(width - at),
+                        to: out.pointer().add(first * out.stride() + at),
+                        stride: out.stride(),
+                    };
+                    done.write(s, AsItIs, 0..count);
                 }
             }
         }
@@ -198,6 +268,8 @@ struct Softmax<'a> {
     class: Option<&'a mut [f32]>,
     /// The columns of the softmax are added here.
     received: Option<&'a mut [f32]>,
+    /// Its rows go here, as long as `bias`.
+    kept: Option<&'a mut [f32]>,
 }
 
 impl Softmax<'_> {
@@ -205,7 +277,7 @@ impl Softmax<'_> {
     #[inline(always)]
     fn run(self, s: Avx512) -> [f32; BLOCK_ROWS] {
         const LANES: usize = Avx512::LANES;
-        let Self { scores, map, tokens, bias, scale, mut class, mut received } = self;
+        let Self { scores, map, tokens, bias, scale, mut class, mut received, mut kept } = self;
         let (length, scale) = (bias.len(), s.splat(scale));
         let chunks = length / CHUNK;
         let mut inverses = [0.0; BLOCK_ROWS];
@@ -222,7 +294,7 @@ impl Softmax<'_> {
             }
             let largest = s.maximum(s.largest(largest[0], largest[1]));
             let largest = s.splat(if largest == f32::NEG_INFINITY { 0.0 } else { largest });
-            let keep = received.is_some() || (i == 0 && class.is_some());
+            let keep = received.is_some() || kept.is_some() || (i == 0 && class.is_some());
             let mut sums = [s.splat(0.0); 2];
             let to = &mut map[i / TILE_ROWS * chunks * TILE + i % TILE_ROWS * CHUNK..];
             for (chunk, x) in scores.chunks_exact_mut(CHUNK).enumerate() {
@@ -245,11 +317,16 @@ impl Softmax<'_> {
             if let (0, Some(class)) = (i, &mut class) {
                 class.iter_mut().zip(&*scores).for_each(|(score, e)| *score = e * *inverse);
             }
+            let used = tokens.next_multiple_of(LANES);
             if let Some(received) = &mut received {
                 let inverse = s.splat(*inverse);
-                let used = tokens.next_multiple_of(LANES);
                 let columns = received[..used].chunks_exact_mut(LANES).zip(scores.chunks_exact(LANES));
                 columns.for_each(|(y, e)| s.store(y, s.fma(s.load(e), inverse, s.load(y))));
+            }
+            if let Some(kept) = &mut kept {
+                let inverse = s.splat(*inverse);
+                let row = kept[i * length..][..used].chunks_exact_mut(LANES);
+                row.zip(scores.chunks_exact(LANES)).for_each(|(y, e)| s.store(y, s.mul(s.load(e), inverse)));
             }
         }
         inverses

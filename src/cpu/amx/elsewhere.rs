@@ -6,7 +6,7 @@ use super::{
     super::{
         Context,
         attention::QueryRun,
-        gemm::{Finish, Rows},
+        gemm::{Finish, Out, Rows},
     },
     Tiles,
 };
@@ -56,5 +56,21 @@ pub(in crate::cpu) fn head_values(_: usize, _: usize) -> usize {
 }
 
 pub(in crate::cpu) fn attend(amx: Amx, _: QueryRun<'_>) {
+    match amx {}
+}
+
+pub(in crate::cpu) fn times_values(_: usize, _: usize) -> usize {
+    0
+}
+
+pub(in crate::cpu) fn times(
+    amx: Amx,
+    _: Rows<'_>,
+    _: usize,
+    _: (&[f32], usize),
+    _: usize,
+    _: Out<'_>,
+    _: &mut [f32],
+) {
     match amx {}
 }

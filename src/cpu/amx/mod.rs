@@ -19,7 +19,7 @@ mod tile;
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(super) use self::{
-    attention::{attend, head_values},
+    attention::{attend, head_values, times, times_values},
     detect::Amx,
     pack::pack_transposed,
     product::{product, product_of},
@@ -28,7 +28,9 @@ pub(super) use self::{
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 mod elsewhere;
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-pub(super) use self::elsewhere::{Amx, attend, head_values, pack_transposed, product, product_of};
+pub(super) use self::elsewhere::{
+    Amx, attend, head_values, pack_transposed, product, product_of, times, times_values,
+};
 
 /// Values of the depth that one instruction multiplies.
 pub(super) const CHUNK: usize = 32;

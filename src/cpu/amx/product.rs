@@ -367,7 +367,7 @@ pub(super) trait Last: Copy {
 }
 
 #[derive(Clone, Copy)]
-struct AsItIs;
+pub(super) struct AsItIs;
 #[derive(Clone, Copy)]
 struct Added;
 #[derive(Clone, Copy)]
