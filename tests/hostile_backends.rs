@@ -4,11 +4,11 @@
 mod backends;
 mod hostile_parts;
 
-use backends::backends;
+use backends::{Hosted, backends};
 use foveate::{
     Tensor,
     backend::{Backend, Convolution, Epilogue, GridBackend, Linear},
-    cpu::Cpu,
+    cpu::{Cpu, Products},
     reference::Reference,
 };
 use hostile_parts::{Draw, OPERATIONS, complaint, outcome};
@@ -35,6 +35,27 @@ fn every_backend_answers_alike_and_none_panics() {
         assert!(taken >= 50 && refused >= 20, "{name}: {taken} and {refused} are too few to tell");
     }
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+}
+
+/// Rounded factors give other values, and other plans where they decide. What is refused is the same, and nothing panics.
+#[test]
+fn products_of_bf16_refuse_what_the_reference_refuses() {
+    if let Err(missing) = Products::Bf16.check() {
+        return println!("SKIPPED: {missing}");
+    }
+    let bf16 = Hosted(Cpu::with_threads(2).unwrap().with_products(Products::Bf16).unwrap());
+    let reference = Reference::with_threads(1).unwrap();
+    for seed in 0..300 {
+        for (at, (name, operation)) in OPERATIONS.iter().enumerate() {
+            let run = operation(&mut Draw::new(seed * 31 + at as u64));
+            let refusal = |backend| match outcome(&run, backend) {
+                Ok(Ok(_)) => None,
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(panic) => panic!("{name}, seed {seed}: {panic:?}"),
+            };
+            assert_eq!(refusal(&bf16).is_some(), refusal(&reference).is_some(), "{name}, seed {seed}");
+        }
+    }
 }
 
 /// What products with `square` in both places give: by itself, one way, the other way, the first way again.

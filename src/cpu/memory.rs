@@ -56,8 +56,13 @@ enum Memory {
 impl Chunk {
     /// At least `lines` zeros.
     fn new(lines: usize) -> Self {
-        let len = lines.saturating_mul(size_of::<Line>()).next_multiple_of(HUGE);
-        let Ok(mut map) = MmapMut::map_anon(len.saturating_add(HUGE)) else {
+        let bytes =
+            lines.checked_mul(size_of::<Line>()).and_then(|bytes| bytes.checked_next_multiple_of(HUGE));
+        let mapped = bytes.and_then(|bytes| {
+            let map = MmapMut::map_anon(bytes.checked_add(HUGE)?).ok()?;
+            Some((bytes, map))
+        });
+        let Some((len, mut map)) = mapped else {
             let mut heap = super::pool::zeros(lines);
             return Self { start: heap.as_mut_ptr(), len: lines, _memory: Memory::Heap(heap) };
         };

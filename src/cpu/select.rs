@@ -1,6 +1,6 @@
 //! Top-k selection by scores.
 
-use super::{Context, Plan, pack::Shared, plan::build};
+use super::{Context, Plan, Tensor, pack::Shared, plan::build};
 use crate::{
     Error, Result,
     backend::{KeepInPlace, Select},
@@ -30,17 +30,19 @@ pub(super) fn best_first(tokens: &mut [u32], keep: usize, scores: &[f32]) {
     }
 }
 
-/// [`Backend::select`](crate::backend::Backend::select).
-pub(super) fn select(context: &Context, select: &Select<'_, super::Tensor>) -> Result<Plan> {
-    let [batch, heads, n] = match *select.class_scores.shape() {
-        [b, h, n] if b > 0 && h > 0 && n > 0 => [b, h, n],
+/// (B, H, N) of scores.
+fn scores_shape(op: &'static str, scores: &Tensor) -> Result<[usize; 3]> {
+    match *scores.shape() {
+        [b, h, n] if b > 0 && h > 0 && n > 0 => Ok([b, h, n]),
         ref shape => {
-            return Err(Error::argument(
-                "select",
-                format!("scores have shape {shape:?}, expected (images, heads, N)"),
-            ));
+            Err(Error::argument(op, format!("scores have shape {shape:?}, expected (images, heads, N)")))
         }
-    };
+    }
+}
+
+/// [`Backend::select`](crate::backend::Backend::select).
+pub(super) fn select(context: &Context, select: &Select<'_, Tensor>) -> Result<Plan> {
+    let [batch, heads, n] = scores_shape("select", select.class_scores)?;
     let Select { special, keep, fuse, .. } = *select;
     if special > n || keep > n - special {
         return Err(Error::argument(
@@ -79,16 +81,8 @@ pub(super) fn select(context: &Context, select: &Select<'_, super::Tensor>) -> R
 }
 
 /// [`Backend::keep_in_place`](crate::backend::Backend::keep_in_place).
-pub(super) fn in_place(context: &Context, select: &KeepInPlace<'_, super::Tensor>) -> Result<Plan> {
-    let [batch, heads, n] = match *select.scores.shape() {
-        [b, h, n] if b > 0 && h > 0 && n > 0 => [b, h, n],
-        ref shape => {
-            return Err(Error::argument(
-                "keep_in_place",
-                format!("scores have shape {shape:?}, expected (images, heads, N)"),
-            ));
-        }
-    };
+pub(super) fn in_place(context: &Context, select: &KeepInPlace<'_, Tensor>) -> Result<Plan> {
+    let [batch, heads, n] = scores_shape("keep_in_place", select.scores)?;
     let KeepInPlace { special, keep, masked, .. } = *select;
     if special > n || keep > n {
         return Err(Error::argument(

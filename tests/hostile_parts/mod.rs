@@ -218,7 +218,7 @@ fn images(draw: &mut Draw) -> Images {
     Images::new(shape, pixels).unwrap()
 }
 
-pub(crate) const OPERATIONS: [(&str, Operation); 27] = [
+pub(crate) const OPERATIONS: [(&str, Operation); 28] = [
     ("patches", |d| {
         let (images, patch) = (images(d), [d.number(2), d.number(2)]);
         let (mean, std) = (vec![0.5; d.extent(3)], vec![0.2; d.extent(3)]);
@@ -301,6 +301,20 @@ pub(crate) const OPERATIONS: [(&str, Operation); 27] = [
         let reduced = d.tensor(&[b, plan.tokens_out(), h * dim]);
         Box::new(move |b| {
             Ok(values([b.attention_reduced(&heads(&qk, shape, sizes.as_ref()), &reduced, &plan, pooling)?]))
+        })
+    }),
+    ("attention by a kept map", |d| {
+        let [b, n, h, dim, ..] = d.extents;
+        let (qk, shape, sizes) = packed(d, 2);
+        let (plan, pooling) = (d.plan(b, n), pooling(d));
+        let request = ScoreRequest { class: d.yes(), received: d.yes() };
+        d.odd = 0.0;
+        let reduced = d.tensor(&[b, plan.tokens_out(), h * dim]);
+        Box::new(move |b| {
+            let heads = heads(&qk, shape, sizes.as_ref());
+            let (found, map) = b.attention_scores_and_map(&heads, request)?;
+            let context = b.attention_reduced_of(map.as_ref(), &heads, &reduced, &plan, pooling)?;
+            Ok(values([context].into_iter().chain(scores(found))))
         })
     }),
     ("matching of keys", |d| {
