@@ -1,4 +1,8 @@
-//! One set of threads for everything: tasks are numbers, and whoever is free takes the next.
+//! One set of threads for everything: tasks are numbers, and each thread has a range of them; whoever is done takes what others have
+//! left.
+//!
+//! Tasks are rows or images in order, from operation to operation, so a thread finds in its caches what it wrote in the operation
+//! before.
 //!
 //! Nothing is allocated to run something, and a thread that has just worked looks out for more for a moment before it sleeps,
 //! which is what the dozens of small operations of a forward pass need.
@@ -29,11 +33,17 @@ const NEXT: u64 = 1 << 16;
 struct Shared {
     state: AtomicU64,
     job: Mutex<Option<Job>>,
-    next: AtomicUsize,
+    /// The next task of each thread's range.
+    next: Vec<Next>,
     sleepers: Mutex<Sleepers>,
     wake: Condvar,
     panic: Mutex<Option<Box<dyn std::any::Any + Send>>>,
 }
+
+/// On a cache line of its own, and the one that the processor fetches with it.
+#[derive(Default)]
+#[repr(align(128))]
+struct Next(AtomicUsize);
 
 #[derive(Default)]
 struct Sleepers {
@@ -69,7 +79,7 @@ impl Threads {
             let what = format!("{count} threads: ask for at least 1 and fewer than {}", NEXT / JOINED);
             return Err(Error::argument("threads", what));
         }
-        let mut threads = Self::alone();
+        let mut threads = Self::prepared(count);
         for number in 1..count {
             let shared = Arc::clone(&threads.shared);
             let helper = std::thread::Builder::new().name(format!("foveate-{number}"));
@@ -83,10 +93,15 @@ impl Threads {
 
     /// The calling thread and no other.
     pub(super) fn alone() -> Self {
+        Self::prepared(1)
+    }
+
+    /// The calling thread, and places for others.
+    fn prepared(count: usize) -> Self {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             job: Mutex::new(None),
-            next: AtomicUsize::new(0),
+            next: (0..count).map(|_| Next::default()).collect(),
             sleepers: Mutex::default(),
             wake: Condvar::new(),
             panic: Mutex::new(None),
@@ -111,7 +126,9 @@ impl Threads {
         // SAFETY: only the lifetime changes; `Finish` waits for everyone who joined before this function returns.
         let work = unsafe { std::mem::transmute::<*const Work<'_>, *const Work<'static>>(work) };
         let shared = &*self.shared;
-        shared.next.store(0, Ordering::Relaxed);
+        for (thread, Next(next)) in shared.next.iter().enumerate() {
+            next.store(shared.first(thread, tasks), Ordering::Relaxed);
+        }
         *lock(&shared.job) = Some(Job { work, tasks });
         shared.state.fetch_add(NEXT | OPEN, Ordering::SeqCst);
         if lock(&shared.sleepers).asleep > 0 {
@@ -146,21 +163,32 @@ impl Drop for Finish<'_> {
 }
 
 impl Shared {
+    /// The first task of a thread's range.
+    fn first(&self, thread: usize, tasks: usize) -> usize {
+        let (each, larger) = (tasks / self.next.len(), tasks % self.next.len());
+        each * thread + larger.min(thread)
+    }
+
     fn take_tasks(&self, thread: usize, job: Job) {
         // SAFETY: this thread runs the job or has joined it: `Threads::run` waits before the work goes out of scope.
         let work = unsafe { &*job.work };
         let result = catch_unwind(AssertUnwindSafe(|| {
-            loop {
-                let task = self.next.fetch_add(1, Ordering::Relaxed);
-                if task >= job.tasks {
-                    break;
+            // Its own range first.
+            let count = self.next.len();
+            for whose in (thread..count).chain(0..thread) {
+                let (Next(next), end) = (&self.next[whose], self.first(whose + 1, job.tasks));
+                loop {
+                    let task = next.fetch_add(1, Ordering::Relaxed);
+                    if task >= end {
+                        break;
+                    }
+                    work(thread, task);
                 }
-                work(thread, task);
             }
         }));
         if let Err(panic) = result {
             // The others need not go on.
-            self.next.store(usize::MAX / 2, Ordering::Relaxed);
+            self.next.iter().for_each(|Next(next)| next.store(usize::MAX / 2, Ordering::Relaxed));
             *lock(&self.panic) = Some(panic);
         }
     }

@@ -134,6 +134,11 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn power_of_rounded(self, sum: __m512) -> __m512 {
+        with!(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(sum))))
+    }
+
+    #[inline(always)]
     fn wide_zero(self) -> __m512d {
         with!(_mm512_setzero_pd())
     }

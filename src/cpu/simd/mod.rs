@@ -123,6 +123,10 @@ impl Kernels {
     }
 }
 
+/// What is added to a small number to round it to a whole one: 1.5·2^23, and 127 so that the sum's lowest bits are the exponent of
+/// `2^n`.
+const ROUNDER: f32 = 12_582_912.0 + 127.0;
+
 /// A vector register of `f32` and what it can do. A value of the type is proof that the processor can.
 ///
 /// `least` and `largest` return their second argument where either is NaN.
@@ -156,6 +160,8 @@ pub(super) trait Simd: Copy {
     fn round(self, a: Self::V) -> Self::V;
     /// `2^n` of whole numbers from -126 to 127.
     fn power_of_two(self, n: Self::V) -> Self::V;
+    /// `2^n` of whole numbers from -126 to 127, to which [`ROUNDER`] was added; anything for others.
+    fn power_of_rounded(self, sum: Self::V) -> Self::V;
 
     fn wide_zero(self) -> Self::Wide;
     fn wide_sub(self, a: Self::Wide, b: Self::Wide) -> Self::Wide;

@@ -102,6 +102,11 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn power_of_rounded(self, sum: V) -> V {
+        map(sum, |sum| f32::from_bits(sum.to_bits() << 23))
+    }
+
+    #[inline(always)]
     fn wide_zero(self) -> [f64; 4] {
         [0.0; 4]
     }
