@@ -12,7 +12,7 @@ use std::arch::x86_64::{
     _mm512_unpacklo_ps,
 };
 
-use super::{Kernel, Simd};
+use super::{Kernel, Simd, gelu};
 
 /// Runs a kernel with AVX-512.
 ///
@@ -136,6 +136,11 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn power_of_rounded(self, sum: __m512) -> __m512 {
         with!(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(sum))))
+    }
+
+    #[inline(always)]
+    fn gelu(self, x: __m512) -> __m512 {
+        with!(gelu::gelu(x))
     }
 
     #[inline(always)]

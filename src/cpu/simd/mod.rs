@@ -7,6 +7,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod gelu;
 pub(super) mod math;
 mod portable;
 
@@ -162,6 +164,12 @@ pub(super) trait Simd: Copy {
     fn power_of_two(self, n: Self::V) -> Self::V;
     /// `2^n` of whole numbers from -126 to 127, to which [`ROUNDER`] was added; anything for others.
     fn power_of_rounded(self, sum: Self::V) -> Self::V;
+
+    /// `x·Φ(x)`, Φ the normal distribution.
+    #[inline(always)]
+    fn gelu(self, x: Self::V) -> Self::V {
+        math::gelu(self, x)
+    }
 
     fn wide_zero(self) -> Self::Wide;
     fn wide_sub(self, a: Self::Wide, b: Self::Wide) -> Self::Wide;
