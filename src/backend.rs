@@ -6,11 +6,13 @@
 //! number of threads. Ties go to the lower token index; a NaN score ranks below every number.
 
 mod grid;
+mod mlp;
 mod stem;
 
 use std::ops::Range;
 
 pub use grid::{Convolution, Depthwise, Frequency, GridBackend, NormOver};
+pub use mlp::Mlp;
 pub use stem::Window;
 
 use crate::{Error, Images, Result, Tensor, TokenPlan, model::Activation};
@@ -353,6 +355,25 @@ pub trait Backend: Send + Sync {
         layer: LinearRows<'_, Self::Tensor>,
         epilogue: Epilogue<Self::Tensor>,
     ) -> Result<Self::Tensor>;
+    /// A layer of the rows' LayerNorm.
+    fn norm_linear(
+        &self,
+        x: &Self::Tensor,
+        norm: &Norm<Self::Tensor>,
+        layer: LinearRows<'_, Self::Tensor>,
+    ) -> Result<Self::Tensor> {
+        self.linear(&self.layer_norm(x, norm)?, layer, Epilogue::None)
+    }
+    /// A block's feed-forward network, added to the residual stream `tokens` (B, N, C); `normed` is its LayerNorm of them if that is
+    /// known already.
+    fn mlp(
+        &self,
+        tokens: Self::Tensor,
+        normed: Option<Self::Tensor>,
+        mlp: &Mlp<'_, Self::Tensor>,
+    ) -> Result<Self::Tensor> {
+        mlp.composed(self, tokens, normed)
+    }
 
     /// `softmax(QKᵀ·scale + log size) V` of packed queries, keys and values (B, N, 3C) → (B, N, C), and the scores
     /// asked for. The N×N map is not written anywhere.

@@ -2,7 +2,7 @@
 
 use foveate::{
     Images, Pixels, Reduction, Tensor, TokenPlan,
-    backend::{Backend, Epilogue, Heads, Linear, Pooling, ScoreRequest, Window},
+    backend::{Backend, Epilogue, Heads, Linear, Mlp, Norm, Pooling, ScoreRequest, Window},
     cpu::{Cpu, Products},
     model::{Activation, Vit, VitConfig, arch},
     reference::Reference,
@@ -157,6 +157,36 @@ fn rows_have_the_same_bits_alone_and_among_others_with_any_threads() {
                 &want.data()[row * outputs..][..outputs],
                 "row {row} of {inputs} to {outputs}"
             );
+        }
+    }
+}
+
+/// What lies between a network's layers is rounded when it is made instead of when it is read: the same bits.
+#[test]
+fn a_network_is_its_operations() {
+    for (rows, width, hidden) in [(1, 5, 32), (40, 64, 96), (197, 192, 768), (600, 33, 160), (1100, 384, 64)]
+    {
+        for (threads, known) in [(1, false), (2, true), (3, false), (3, true)] {
+            let Some(cpu) = cpu(threads) else { return };
+            let up = |shape: &[usize], seed| cpu.upload_f32(random(shape, seed)).unwrap();
+            let norm = Norm { weight: up(&[width], 1), bias: Some(up(&[width], 2)), eps: 1e-5 };
+            let layer = |outputs, inputs, seed| Linear {
+                weight: up(&[outputs, inputs], seed),
+                bias: Some(up(&[outputs], seed + 1)),
+            };
+            let (fc1, fc2) = (layer(hidden, width, 3), layer(width, hidden, 5));
+            let x = || up(&[1, rows, width], 7);
+            let normed = || known.then(|| up(&[1, rows, width], 8));
+            for activation in [Activation::Gelu, Activation::Silu] {
+                let mlp = Mlp { norm: &norm, fc1: &fc1, activation, inner_norm: None, fc2: &fc2 };
+                let got = cpu.mlp(x(), normed(), &mlp).unwrap().to_vec();
+                let want = mlp.composed(&cpu, x(), normed()).unwrap().to_vec();
+                assert!(got == want, "{rows} rows, {width} to {hidden}, {threads} threads, {activation:?}");
+            }
+            let got = cpu.norm_linear(&x(), &norm, fc1.rows(17..hidden)).unwrap().to_vec();
+            let normed = cpu.layer_norm(&x(), &norm).unwrap();
+            let want = cpu.linear(&normed, fc1.rows(17..hidden), Epilogue::None).unwrap().to_vec();
+            assert!(got == want, "norm and layer: {rows} rows, {width} to {hidden}, {threads} threads");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use foveate::{
     Tensor,
-    backend::{Epilogue, Linear},
+    backend::{Epilogue, Linear, Mlp, Norm},
     model::Activation,
 };
 use proptest::prelude::*;
@@ -52,6 +52,114 @@ proptest! {
             prop_assert!((f64::from(got) - want).abs() <= limit, "[{}, {}]: {} instead of {}", row, output, got, want);
         }
         }
+    }
+}
+
+fn random_norm(width: usize, seed: u64) -> Norm<Tensor> {
+    Norm { weight: random(&[width], seed), bias: Some(random(&[width], seed ^ 1)), eps: 1e-5 }
+}
+
+/// A feed-forward network's parameters.
+struct Network {
+    norm: Norm<Tensor>,
+    inner: Norm<Tensor>,
+    fc1: Linear<Tensor>,
+    fc2: Linear<Tensor>,
+}
+
+impl Network {
+    fn random(width: usize, hidden: usize, gates: usize, bias: bool, seed: u64) -> Self {
+        let layer = |outputs: usize, inputs: usize, seed| Linear {
+            weight: random(&[outputs, inputs], seed),
+            bias: bias.then(|| random(&[outputs], seed ^ 1)),
+        };
+        Self {
+            norm: random_norm(width, seed),
+            inner: random_norm(hidden, seed ^ 8),
+            fc1: layer(gates * hidden, width, seed ^ 2),
+            fc2: layer(width, hidden, seed ^ 4),
+        }
+    }
+
+    fn mlp(&self, activation: Activation, inner: bool) -> Mlp<'_, Tensor> {
+        let Self { norm, inner: inner_norm, fc1, fc2 } = self;
+        Mlp { norm, fc1, activation, inner_norm: inner.then_some(inner_norm), fc2 }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Networks that are computed in one go give the bits of the operations they consist of, whatever is left out of memory; and
+    /// backends agree on them.
+    #[test]
+    fn a_network_is_its_operations(
+        rows in prop_oneof![1_usize..60, 500_usize..600], width in 1_usize..70, hidden in 1_usize..5, whole in any::<bool>(),
+        activation in 0_usize..6, known in any::<bool>(), inner in any::<bool>(), bias in any::<bool>(), seed in any::<u64>(),
+    ) {
+        let hidden = if whole { 32 * hidden } else { 13 * hidden };
+        let activation = [
+            Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu, Activation::Silu, Activation::Relu,
+            Activation::SwiGlu,
+        ][activation];
+        let gates = 1 + usize::from(activation == Activation::SwiGlu);
+        let network = Network::random(width, hidden, gates, bias, seed);
+        let mlp = network.mlp(activation, inner);
+        let x = random(&[1, rows, width], seed ^ 16);
+        let normed = known.then(|| random(&[1, rows, width], seed ^ 32));
+        let mut first = None;
+        for backend in backends() {
+            let got = backend.mlp(x.clone(), normed.clone(), &mlp).unwrap();
+            let want = mlp.composed(backend, x.clone(), normed.clone()).unwrap();
+            prop_assert!(got == want, "not what its operations give");
+            let first = first.get_or_insert_with(|| got.clone());
+            // Sums of `width` products of normalised values below some units, then of `hidden` such values.
+            let limit = 1e-5 * width as f32 * hidden as f32;
+            let off = got.data().iter().zip(first.data()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            prop_assert!(off <= limit, "backends differ by {}", off);
+        }
+    }
+
+    #[test]
+    fn a_layer_of_norms_is_norm_and_layer(
+        rows in prop_oneof![1_usize..60, 500_usize..600], inputs in 1_usize..70, outputs in 1_usize..90,
+        part in 0.0..1.0_f64, seed in any::<u64>(),
+    ) {
+        let layer = Linear { weight: random(&[outputs, inputs], seed), bias: Some(random(&[outputs], seed ^ 1)) };
+        let (norm, x) = (random_norm(inputs, seed ^ 2), random(&[1, rows, inputs], seed ^ 4));
+        let part = (part * outputs as f64) as usize..outputs;
+        for backend in backends() {
+            let got = backend.norm_linear(&x, &norm, layer.rows(part.clone())).unwrap();
+            let normed = backend.layer_norm(&x, &norm).unwrap();
+            let want = backend.linear(&normed, layer.rows(part.clone()), Epilogue::None).unwrap();
+            prop_assert!(got == want, "not what its operations give");
+        }
+    }
+}
+
+#[test]
+fn wrong_shapes_in_a_network_are_named() {
+    let network = Network::random(8, 32, 1, true, 1);
+    let wrong = |change: &dyn Fn(&mut Network)| {
+        let mut network = Network::random(8, 32, 1, true, 1);
+        change(&mut network);
+        network
+    };
+    let x = random(&[1, 3, 8], 2);
+    for backend in backends() {
+        let said = |network: &Network, normed: Option<Tensor>| {
+            backend.mlp(x.clone(), normed, &network.mlp(Activation::Gelu, false)).unwrap_err().to_string()
+        };
+        let normed = said(&network, Some(random(&[1, 3, 7], 3)));
+        assert!(normed.contains("normed") || normed.contains("weight"), "{normed}");
+        let fc1 = wrong(&|network| network.fc1.weight = random(&[32, 9], 1));
+        assert!(said(&fc1, None).contains("weight"), "{}", said(&fc1, None));
+        let fc2 = wrong(&|network| network.fc2.weight = random(&[9, 32], 1));
+        assert!(said(&fc2, None).contains('9'), "{}", said(&fc2, None));
+        let bias = wrong(&|network| network.fc2.bias = Some(random(&[7], 1)));
+        assert!(said(&bias, None).contains("bias"), "{}", said(&bias, None));
+        let norm = wrong(&|network| network.norm.weight = random(&[7], 1));
+        assert!(said(&norm, None).contains("weight"), "{}", said(&norm, None));
     }
 }
 

@@ -3,14 +3,14 @@
 use std::ops::Range;
 
 use super::{
-    Context, Cpu, Plan, Tensor, attention, cluster, folded, kept, linear, matching, merge, norm, patch,
+    Context, Cpu, Plan, Tensor, attention, cluster, folded, kept, linear, matching, merge, mlp, norm, patch,
     performer, predictor, readout, score, select, stem, timing::Kind, windows,
 };
 use crate::{
     Images, Result, TokenPlan,
     backend::{
-        Backend, Cluster, Epilogue, Heads, KeepInPlace, Linear, LinearRows, Matching, Merged, Norm, Pooling,
-        Predictor, ScoreRequest, Scores, ScoresAndMap, Select, Window,
+        Backend, Cluster, Epilogue, Heads, KeepInPlace, Linear, LinearRows, Matching, Merged, Mlp, Norm,
+        Pooling, Predictor, ScoreRequest, Scores, ScoresAndMap, Select, Window,
     },
     model::Activation,
 };
@@ -98,6 +98,17 @@ impl Backend for Cpu {
         epilogue: Epilogue<Tensor>,
     ) -> Result<Tensor> {
         self.timed(Kind::Linear, |context| linear::linear(context, x, &layer, epilogue))
+    }
+
+    fn norm_linear(&self, x: &Tensor, norm: &Norm<Tensor>, layer: LinearRows<'_, Tensor>) -> Result<Tensor> {
+        self.timed(Kind::Linear, |context| linear::norm_linear(context, x, norm, &layer))
+    }
+
+    fn mlp(&self, tokens: Tensor, normed: Option<Tensor>, network: &Mlp<'_, Tensor>) -> Result<Tensor> {
+        if !mlp::fuses(network) {
+            return network.composed(self, tokens, normed);
+        }
+        self.timed(Kind::Linear, |context| mlp::mlp(context, tokens, normed.as_ref(), network))
     }
 
     fn attention(&self, qkv: &Heads<'_, Tensor>, scores: ScoreRequest) -> Result<(Tensor, Scores<Tensor>)> {

@@ -6,8 +6,7 @@
 use std::ops::Range;
 
 use super::{
-    Context, amx,
-    pack::{PANEL, Panels, Right, Shared},
+    pack::{PANEL, Panels, Shared},
     pool::LINE,
     simd::{Kernel, Kernels, Simd, math},
 };
@@ -37,129 +36,6 @@ pub(super) struct Finish<'a> {
 /// How many rows of a panel ahead the next ones are asked for: 24 is 1 to 3 % faster than 8 where weights come from main memory,
 /// and as fast where they do not; without it 5 % are lost.
 const AHEAD: usize = 24;
-/// Columns of one task where there are few rows.
-const TASK_COLUMNS: usize = 4 * PANEL;
-/// Row blocks that pass over a panel before the next panel is fetched, at least: the panel comes from far away.
-const LEAST_GROUP: usize = 3;
-/// And at most.
-const MOST_GROUP: usize = 8;
-/// Values of a group's rows that may lie in the second-level cache, which panels pass through as well.
-const GROUP_VALUES: usize = 48 << 10;
-/// Tasks there should be for each thread, so that nobody waits long for the last one.
-const TASKS: usize = 8;
-
-/// `out = a·b[columns]` and what `finish` says, spread over all threads; `out` has rows of `columns.len()` values.
-pub(super) fn product(
-    context: &Context,
-    a: Rows<'_>,
-    b: Right<'_>,
-    columns: Range<usize>,
-    out: &mut [f32],
-    finish: Finish<'_>,
-) {
-    let b = match b {
-        Right::F32(b) => b,
-        Right::Bf16(amx, b) => return amx::product(amx, context, a, b, columns, out, finish),
-    };
-    let Context { kernels, threads, pool, .. } = context;
-    let (width, depth) = (columns.len(), b.depth);
-    assert_eq!(out.len(), a.count * width);
-    let groups = groups(context, a.count, depth);
-    let part = |group: usize| (a.count * group / groups, a.count * (group + 1) / groups);
-    let rows = |(first, last): (usize, usize)| Rows {
-        data: &a.data[(first * a.stride).min(a.data.len())..],
-        count: last - first,
-        stride: a.stride,
-    };
-    let shared = Shared::of(out);
-    if threads.count() == 1 || groups >= TASKS * threads.count() {
-        // Enough groups of rows: each is put in order by whoever multiplies it, while it is in the cache anyway.
-        let most = block_values(a.count.div_ceil(groups.max(1)), depth);
-        let mut scratch = pool.take(threads.count() * most);
-        let scratches = Shared::of(scratch.make_mut());
-        threads.run(groups, |thread, group| {
-            let (first, last) = part(group);
-            // SAFETY: each thread has a part of the scratch, each task rows of the result.
-            let (blocks, out) = unsafe {
-                let blocks = scratches.part(thread * most, block_values(last - first, depth));
-                (blocks, Out::part(&shared, first * width, width))
-            };
-            let a = pack_blocks(*kernels, rows(part(group)), depth, blocks);
-            kernels.run(Product { a, b, columns: columns.clone(), out, finish });
-        });
-        return;
-    }
-    let mut blocks = pool.take(block_values(a.count, depth));
-    let all = Shared::of(blocks.make_mut());
-    threads.run(groups, |_, group| {
-        let (first, last) = part(group);
-        // SAFETY: each task has the blocks of its rows.
-        let to = unsafe { all.part(block_values(first, depth), block_values(last - first, depth)) };
-        pack_blocks(*kernels, rows((first, last)), depth, to);
-    });
-    let chunks = width.div_ceil(TASK_COLUMNS);
-    threads.run(groups * chunks, |_, task| {
-        let (group, chunk) = (task / chunks, task % chunks);
-        let (first, last) = part(group);
-        let from = columns.start + chunk * TASK_COLUMNS;
-        // SAFETY: each task has rows and columns of its own.
-        let out = unsafe { Out::part(&shared, first * width + chunk * TASK_COLUMNS, width) };
-        let a = &blocks[block_values(first, depth)..block_values(last, depth)];
-        kernels.run(Product {
-            a: Blocks { data: a, count: last - first, depth },
-            b,
-            columns: from..(from + TASK_COLUMNS).min(columns.end),
-            out,
-            finish,
-        });
-    });
-}
-
-/// How many groups `count` rows are cut into: as large as the cache allows, smaller if threads would be idle.
-fn groups(context: &Context, count: usize, depth: usize) -> usize {
-    let rows = context.kernels.tile_rows();
-    let group = (GROUP_VALUES / block_values(rows, depth).max(1)).clamp(LEAST_GROUP, MOST_GROUP);
-    let (few, many) = (count.div_ceil(rows * group), count.div_ceil(rows * LEAST_GROUP));
-    if context.threads.count() == 1 { few } else { many.min(few.max(TASKS * context.threads.count())) }
-}
-
-/// `out = a·b` and what `finish` says, where each row of `a` is made when it is needed: `row(i, values)` writes row `i` of
-/// `count`. The rows of one task at a time exist.
-pub(super) fn product_of(
-    context: &Context,
-    count: usize,
-    row: impl Fn(usize, &mut [f32]) + Sync,
-    b: Right<'_>,
-    out: &mut [f32],
-    finish: Finish<'_>,
-) {
-    let b = match b {
-        Right::F32(b) => b,
-        Right::Bf16(amx, b) => return amx::product_of(amx, context, count, row, b, out, finish),
-    };
-    let (depth, width) = (b.depth, b.columns);
-    assert_eq!(out.len(), count * width);
-    let tasks = count.div_ceil(context.kernels.tile_rows() * LEAST_GROUP);
-    let most = count.div_ceil(tasks.max(1));
-    let each = most * depth + block_values(most, depth);
-    let mut scratch = context.pool.take(context.threads.count() * each);
-    let (scratches, shared) = (Shared::of(scratch.make_mut()), Shared::of(out));
-    context.threads.run(tasks, |thread, task| {
-        let (first, last) = (count * task / tasks, count * (task + 1) / tasks);
-        // SAFETY: each thread has a part of the scratch, each task rows of the result.
-        let (scratch, out) = unsafe {
-            let scratch = scratches.part(thread * each, each);
-            (scratch, shared.part(first * width, (last - first) * width))
-        };
-        let (rows, blocks) = scratch.split_at_mut(most * depth);
-        let rows = &mut rows[..(last - first) * depth];
-        rows.chunks_exact_mut(depth.max(1)).zip(first..last).for_each(|(values, at)| row(at, values));
-        let rows = Rows { data: rows, count: last - first, stride: depth };
-        let a = pack_blocks(context.kernels, rows, depth, blocks);
-        context.kernels.run(Product { a, b, columns: 0..width, out: Out::of(out, width), finish });
-    });
-}
-
 /// The left factor in the order in which tiles read it: blocks of rows, in each the first [`LINE`] values of every row, then
 /// the next, and so on. A tile reads it from front to back and needs one address for all its rows, where rows of their own
 /// need more addresses than there are registers: that is worth 6 to 10 % of the time, 20 % beside a busy hyperthread.
@@ -233,19 +109,33 @@ impl Kernel for PackBlocks<'_> {
     }
 }
 
-/// Where a product goes: rows `stride` apart, from `pointer` on.
+/// Where a product goes.
 pub(super) struct Out<'a> {
     pointer: *mut f32,
     /// Values that can be written from there on.
     len: usize,
-    stride: usize,
+    form: OutForm,
     slice: std::marker::PhantomData<&'a mut [f32]>,
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum OutForm {
+    /// Rows, so far apart; the first column that is computed is the first value.
+    Rows { stride: usize },
+    /// The left factor of the next product, as deep as this right factor has columns, in whole panels; from the first row that is
+    /// computed and the right factor's first column on.
+    Left { depth: usize },
 }
 
 impl<'a> Out<'a> {
     /// The whole of a slice.
     pub(super) fn of(out: &'a mut [f32], stride: usize) -> Self {
-        Self { pointer: out.as_mut_ptr(), len: out.len(), stride, slice: std::marker::PhantomData }
+        Self {
+            pointer: out.as_mut_ptr(),
+            len: out.len(),
+            form: OutForm::Rows { stride },
+            slice: std::marker::PhantomData,
+        }
     }
 
     /// From value `first` of a shared slice on.
@@ -254,7 +144,16 @@ impl<'a> Out<'a> {
     /// Nobody else has the values that the product covers: as many in each row as it has columns.
     pub(super) unsafe fn part(shared: &Shared<'a>, first: usize, stride: usize) -> Self {
         let (pointer, len) = shared.from(first);
-        Self { pointer, len, stride, slice: std::marker::PhantomData }
+        Self { pointer, len, form: OutForm::Rows { stride }, slice: std::marker::PhantomData }
+    }
+
+    /// The left factor of the next product, `depth` deep, from value `first` of a shared slice on.
+    ///
+    /// # Safety
+    /// Nobody else has the values that the product covers: those of its columns in each row.
+    pub(super) unsafe fn left(shared: &Shared<'a>, first: usize, depth: usize) -> Self {
+        let (pointer, len) = shared.from(first);
+        Self { pointer, len, form: OutForm::Left { depth }, slice: std::marker::PhantomData }
     }
 
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -262,17 +161,31 @@ impl<'a> Out<'a> {
         self.pointer
     }
 
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    pub(super) fn stride(&self) -> usize {
-        self.stride
+    pub(super) fn form(&self) -> OutForm {
+        self.form
     }
 
-    /// Panics unless so many rows of so many values can be written.
-    pub(super) fn check(&self, rows: usize, width: usize) {
-        assert!(
-            width <= self.stride && (rows - 1) * self.stride + width <= self.len,
-            "a result beyond its slice"
-        );
+    /// Panics unless these columns of so many rows can be written; `left` says how many values a left factor has (rows, depth).
+    #[inline(always)]
+    pub(super) fn check(
+        &self,
+        rows: usize,
+        columns: &Range<usize>,
+        left: impl FnOnce(usize, usize) -> usize,
+    ) {
+        let fits = match self.form {
+            OutForm::Rows { stride } => {
+                columns.len() <= stride && (rows - 1) * stride + columns.len() <= self.len
+            }
+            OutForm::Left { depth } => {
+                depth.is_multiple_of(PANEL)
+                    && columns.start.is_multiple_of(PANEL)
+                    && columns.end.is_multiple_of(PANEL)
+                    && columns.end <= depth
+                    && left(rows, depth) <= self.len
+            }
+        };
+        assert!(fits, "a result beyond its slice");
     }
 }
 
@@ -301,7 +214,8 @@ impl Kernel for Product<'_> {
         );
         assert!(columns.end <= b.columns, "columns beyond the right factor's");
         assert!(b.columns.div_ceil(PANEL) * depth * PANEL <= b.data.len(), "a right factor beyond its slice");
-        out.check(a.count, width);
+        out.check(a.count, &columns, block_values);
+        assert!(finish.add <= matches!(out.form, OutForm::Rows { .. }), "a left factor is not added to");
         assert!(finish.bias.is_none_or(|bias| bias.len() >= columns.end));
         assert!(finish.scales.is_none_or(|scales| scales.len() >= a.count));
         let wide = 2 * S::LANES;
@@ -331,19 +245,34 @@ impl Kernel for Product<'_> {
                 unsafe {
                     let a = a.data.as_ptr().add(block_values(row, depth));
                     let b = b.data.as_ptr().add(at / PANEL * depth * PANEL + at % PANEL);
-                    let to = out.pointer.add(row * out.stride + valid.start - columns.start);
+                    let (to, stride, second) = match out.form {
+                        OutForm::Rows { stride } => {
+                            (out.pointer.add(row * stride + valid.start - columns.start), stride, S::LANES)
+                        }
+                        OutForm::Left { depth } => {
+                            let chunk = block_values(row, depth) + at / LINE * rows * LINE + at % LINE;
+                            (
+                                out.pointer.add(chunk),
+                                LINE,
+                                if S::LANES == LINE { rows * LINE } else { S::LANES },
+                            )
+                        }
+                    };
                     let scales = finish.scales.map(|scales| &scales[row..row + rows]);
                     let activation = finish.activation;
                     let soon = soon.map_or((b, 0), |soon| (soon, lines));
                     let tile = Tile { a, b, depth, soon, bias: &bias, activation, scales };
                     // One call: all tiles are inlined into each.
-                    let (c, stride, add) =
-                        if whole { (to, out.stride, finish.add) } else { (edge.as_mut_ptr(), PANEL, false) };
-                    tile.some_rows(s, rows, narrow, c, stride, add);
+                    let c = if whole {
+                        Place { c: to, stride, second, add: finish.add }
+                    } else {
+                        Place { c: edge.as_mut_ptr(), stride: PANEL, second: S::LANES, add: false }
+                    };
+                    tile.some_rows(s, rows, narrow, c);
                     if !whole {
                         for (i, edge) in edge.chunks_exact(PANEL).enumerate().take(rows) {
                             for (j, &value) in edge[valid.start - at..valid.end - at].iter().enumerate() {
-                                let to = to.add(i * out.stride + j);
+                                let to = to.add(i * stride + j);
                                 *to = if finish.add { *to + value } else { value };
                             }
                         }
@@ -353,6 +282,18 @@ impl Kernel for Product<'_> {
             at += wide;
         }
     }
+}
+
+/// Where a tile goes.
+#[derive(Clone, Copy)]
+struct Place {
+    c: *mut f32,
+    /// Values from one row to the next.
+    stride: usize,
+    /// And from the first vector of columns to the second.
+    second: usize,
+    /// Whether the tile is added to what is there.
+    add: bool,
 }
 
 /// A tile of a product: some rows of `a` times one or two vectors of columns.
@@ -373,15 +314,7 @@ impl Tile<'_> {
     /// `rows` is 1 to `S::ROWS`; as many rows of `a`, `depth` rows of `b` and as many of `c` can be used, one vector of
     /// columns if `narrow`, else two.
     #[inline(always)]
-    unsafe fn some_rows<S: Simd>(
-        &self,
-        s: S,
-        rows: usize,
-        narrow: bool,
-        c: *mut f32,
-        stride: usize,
-        add: bool,
-    ) {
+    unsafe fn some_rows<S: Simd>(&self, s: S, rows: usize, narrow: bool, place: Place) {
         // Without a tile of its own the block would be passed over in silence.
         assert!(rows <= S::ROWS, "a block of {rows} rows");
         // `const`: tiles that the instructions have no registers for are not compiled.
@@ -391,11 +324,11 @@ impl Tile<'_> {
                     $(
                         ($n, false) => if const { $n <= S::ROWS } {
                             // SAFETY: the caller's promise.
-                            unsafe { self.tile::<S, $n, 2>(s, c, stride, add) }
+                            unsafe { self.tile::<S, $n, 2>(s, place) }
                         },
                         ($n, true) => if const { $n <= S::ROWS } {
                             // SAFETY: the caller's promise.
-                            unsafe { self.tile::<S, $n, 1>(s, c, stride, add) }
+                            unsafe { self.tile::<S, $n, 1>(s, place) }
                         },
                     )*
                     _ => unreachable!("a tile of {rows} rows"),
@@ -409,7 +342,7 @@ impl Tile<'_> {
                 for j in 0..if narrow { 1 } else { 2 } {
                     // SAFETY: the tile has written there.
                     unsafe {
-                        let c = c.add(i * stride + j * S::LANES);
+                        let c = place.c.add(i * place.stride + j * place.second);
                         s.write(c, math::activate(s, activation, s.read(c)));
                     }
                 }
@@ -421,20 +354,15 @@ impl Tile<'_> {
     /// As [`Tile::some_rows`].
     #[inline(always)]
     #[expect(clippy::needless_range_loop, reason = "indices address registers, panels and rows alike")]
-    unsafe fn tile<S: Simd, const M: usize, const N: usize>(
-        &self,
-        s: S,
-        c: *mut f32,
-        stride: usize,
-        add: bool,
-    ) {
+    unsafe fn tile<S: Simd, const M: usize, const N: usize>(&self, s: S, place: Place) {
+        let Place { c, stride, second, add } = place;
         // SAFETY: the caller's promise covers every address below: rows below M, columns below N·LANES, depths below
         // `depth`.
         unsafe {
             let mut sums = [[s.splat(0.0); N]; M];
             for i in 0..M {
                 for j in 0..N {
-                    s.expect_write(c.add(i * stride + j * S::LANES));
+                    s.expect_write(c.add(i * stride + j * second));
                     sums[i][j] = s.read(self.bias.as_ptr().add(j * S::LANES));
                 }
             }
@@ -473,7 +401,7 @@ impl Tile<'_> {
             }
             for i in 0..M {
                 for j in 0..N {
-                    let c = c.add(i * stride + j * S::LANES);
+                    let c = c.add(i * stride + j * second);
                     let sum = if add { s.add(sums[i][j], s.read(c)) } else { sums[i][j] };
                     s.write(c, sum);
                 }

@@ -4,12 +4,14 @@ use super::{
     Context, Tensor,
     activation::Gate,
     check::{addressable, expect_shape},
-    gemm::{Finish, Rows, product},
+    gemm::{Finish, Rows},
+    norm,
     pack::{Form, Packed, Shared},
+    schedule::{Input, RowNorm, product},
 };
 use crate::{
     Error, Result,
-    backend::{Epilogue, LinearRows},
+    backend::{Epilogue, LinearRows, Norm},
     model::Activation,
 };
 
@@ -34,6 +36,26 @@ pub(super) fn linear(
     layer: &LinearRows<'_, Tensor>,
     epilogue: Epilogue<Tensor>,
 ) -> Result<Tensor> {
+    linear_of(context, x, None, layer, epilogue)
+}
+
+/// [`Backend::norm_linear`](crate::backend::Backend::norm_linear).
+pub(super) fn norm_linear(
+    context: &Context,
+    x: &Tensor,
+    norm: &Norm<Tensor>,
+    layer: &LinearRows<'_, Tensor>,
+) -> Result<Tensor> {
+    linear_of(context, x, Some(norm), layer, Epilogue::None)
+}
+
+fn linear_of(
+    context: &Context,
+    x: &Tensor,
+    norm: Option<&Norm<Tensor>>,
+    layer: &LinearRows<'_, Tensor>,
+    epilogue: Epilogue<Tensor>,
+) -> Result<Tensor> {
     const OP: &str = "linear";
     let weight = &layer.layer.weight;
     let (outputs, inputs) = (weight.shape().first().copied().unwrap_or(1), x.width());
@@ -41,6 +63,7 @@ pub(super) fn linear(
     if let Some(bias) = &layer.layer.bias {
         expect_shape(OP, "bias", bias, &[outputs])?;
     }
+    norm.map_or(Ok(()), |norm| norm::check(norm, inputs))?;
     let range = layer.rows.clone().unwrap_or(0..outputs);
     if range.start >= range.end || range.end > outputs {
         return Err(Error::argument(OP, format!("outputs {range:?} are not among the layer's {outputs}")));
@@ -67,10 +90,11 @@ pub(super) fn linear(
         activation: activation.filter(|&activation| activation != Activation::SwiGlu),
         scales: None,
     };
-    let a = Rows { data: &input, count: rows, stride: inputs };
+    let row_norm = norm.map(RowNorm::new);
+    let input = Input { rows: Rows { data: &input, count: rows, stride: inputs }, norm: row_norm.as_ref() };
     let mut passing = None;
     let packed = packed(context, weight, [outputs, inputs], &mut passing);
-    product(context, a, packed.right(), range, out.make_mut(), finish);
+    product(context, input, packed.right(), range, out.make_mut(), finish);
     if activation != Some(Activation::SwiGlu) {
         return Ok(Tensor::pooled(shape, out));
     }

@@ -3,9 +3,10 @@
 use super::{
     Context, Tensor,
     check::{addressable, expect_shape, tokens_shape},
-    gemm::{Finish, product_of},
+    gemm::Finish,
     linear::packed,
     pack::Shared,
+    schedule::product_of,
 };
 use crate::{
     Error, Images, Pixels, Result,

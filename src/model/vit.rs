@@ -3,7 +3,7 @@
 use super::{BlockParams, BlockSize, Readout, VitConfig, VitParams, heads::padded};
 use crate::{
     Error, Images, Result, SourceMap, Tensor,
-    backend::{Backend, Epilogue, Heads, Linear, Merged, Norm, Pooling, ScoreRequest, Scores},
+    backend::{Backend, Epilogue, Heads, Linear, Merged, Mlp, Norm, Pooling, ScoreRequest, Scores},
     reduction::{Evidence, Host, Method, SCALES, Site, Step},
 };
 
@@ -360,19 +360,13 @@ impl<B: Backend, M: Method> BlockPass<'_, B, M> {
                 let (merged, plan) = self.reduce(&stream, &step, None, &none, norm, observer)?;
                 drop(stream);
                 let stream = Stream { tokens: merged.tokens, sizes: Some(merged.sizes), count: step.tokens };
-                let normed = match merged.normed {
-                    Some(normed) => normed,
-                    None => backend.layer_norm(&stream.tokens, &self.block.norm1)?,
-                };
-                Ok((self.plain(stream, normed)?, Some(plan)))
+                Ok((self.plain(stream, merged.normed)?, Some(plan)))
             }
             Some(step @ Step { site: Site::BeforeAttention { reuse }, .. }) => {
                 self.reduce_before(stream, &step, reuse, observer)
             }
             Some(step @ Step { site: Site::AfterAttention, .. }) => {
-                let normed = backend.layer_norm(&stream.tokens, &self.block.norm1)?;
-                let qkv = self.heads(&normed, 0..3)?;
-                drop(normed);
+                let qkv = self.heads(&stream.tokens, None, 0..3)?;
                 let (context, scores) =
                     backend.attention(&self.view(&qkv, stream.sizes.as_ref()), step.scores)?;
                 let Stream { tokens, sizes, count } = stream;
@@ -386,9 +380,7 @@ impl<B: Backend, M: Method> BlockPass<'_, B, M> {
                 Ok((Stream { tokens, sizes: Some(merged.sizes), count: step.tokens }, Some(plan)))
             }
             Some(step @ Step { site: Site::AfterBlock, .. }) => {
-                let normed = backend.layer_norm(&stream.tokens, &self.block.norm1)?;
-                let qkv = self.heads(&normed, 0..3)?;
-                drop(normed);
+                let qkv = self.heads(&stream.tokens, None, 0..3)?;
                 let (context, scores) =
                     backend.attention(&self.view(&qkv, stream.sizes.as_ref()), step.scores)?;
                 let Stream { tokens, sizes, count } = stream;
@@ -402,17 +394,14 @@ impl<B: Backend, M: Method> BlockPass<'_, B, M> {
                     Some(plan),
                 ))
             }
-            None => {
-                let normed = backend.layer_norm(&stream.tokens, &self.block.norm1)?;
-                Ok((self.plain(stream, normed)?, None))
-            }
+            None => Ok((self.plain(stream, None)?, None)),
         }
     }
 
-    /// The block without reduction, from its first LayerNorm's result on.
-    fn plain(&self, stream: Stream<B::Tensor>, normed: B::Tensor) -> Result<Stream<B::Tensor>> {
-        let input = self.masked(normed)?;
-        let qkv = self.heads(&input, 0..3)?;
+    /// The block without reduction; `normed` is its first LayerNorm's result if it is known already.
+    fn plain(&self, stream: Stream<B::Tensor>, normed: Option<B::Tensor>) -> Result<Stream<B::Tensor>> {
+        let input = self.masked(&stream.tokens, normed)?;
+        let qkv = self.heads(&stream.tokens, input.as_ref(), 0..3)?;
         // What is not needed any more makes room at once, here and below.
         drop(input);
         let (context, _) =
@@ -435,13 +424,20 @@ impl<B: Backend, M: Method> BlockPass<'_, B, M> {
         })
     }
 
-    /// The attention's input after a method's mask, if it has one.
-    fn masked(&self, normed: B::Tensor) -> Result<B::Tensor> {
+    /// The attention's input after a method's mask, if it has one; else `normed` as it is.
+    fn masked(&self, tokens: &B::Tensor, normed: Option<B::Tensor>) -> Result<Option<B::Tensor>> {
+        if !self.method.masks_attention(self.layer) {
+            return Ok(normed);
+        }
         let (backend, weights) = (&self.model.backend, &self.model.params.reducers);
         let special = self.model.config.special_tokens();
+        let normed = match normed {
+            Some(normed) => normed,
+            None => backend.layer_norm(tokens, &self.block.norm1)?,
+        };
         match self.method.attention_mask(backend, self.layer, &normed, special, weights)? {
-            Some(plan) => Ok(backend.merge(&normed, None, &plan, Pooling::Weighted, None)?.tokens),
-            None => Ok(normed),
+            Some(plan) => Ok(Some(backend.merge(&normed, None, &plan, Pooling::Weighted, None)?.tokens)),
+            None => Ok(Some(normed)),
         }
     }
 
@@ -454,9 +450,7 @@ impl<B: Backend, M: Method> BlockPass<'_, B, M> {
         observer: &mut impl Observer<B>,
     ) -> Result<Stepped<B>> {
         let backend = &self.model.backend;
-        let normed = backend.layer_norm(&stream.tokens, &self.block.norm1)?;
-        let qk = self.heads(&normed, 0..2)?;
-        drop(normed);
+        let qk = self.heads(&stream.tokens, None, 0..2)?;
         let view = self.view(&qk, stream.sizes.as_ref());
         // A map that the reduced tokens attend by is looked at twice.
         let (scores, map) = if reuse && step.pooling == Pooling::Weighted {
@@ -469,17 +463,13 @@ impl<B: Backend, M: Method> BlockPass<'_, B, M> {
         drop(scores);
         let Stream { tokens, sizes, .. } = stream;
         drop(tokens);
-        let normed = match merged.normed {
-            Some(normed) => normed,
-            None => backend.layer_norm(&merged.tokens, &self.block.norm1)?,
-        };
         let reduced = Stream { tokens: merged.tokens, sizes: Some(merged.sizes), count: step.tokens };
         if !reuse {
             drop(qk);
-            return Ok((self.plain(reduced, normed)?, Some(plan)));
+            return Ok((self.plain(reduced, merged.normed)?, Some(plan)));
         }
-        let values = self.heads(&normed, 2..3)?;
-        drop(normed);
+        let values = self.heads(&reduced.tokens, merged.normed.as_ref(), 2..3)?;
+        drop(merged.normed);
         // The map is the one of the tokens before the reduction, their sizes included.
         let view = self.view(&qk, sizes.as_ref());
         let context = backend.attention_reduced_of(map.as_ref(), &view, &values, &plan, step.pooling)?;
@@ -518,12 +508,20 @@ impl<B: Backend, M: Method> BlockPass<'_, B, M> {
         Ok((merged, plan))
     }
 
-    /// Parts `parts` of query (0), key (1) and value (2), packed.
-    fn heads(&self, normed: &B::Tensor, parts: std::ops::Range<usize>) -> Result<B::Tensor> {
+    /// Parts `parts` of query (0), key (1) and value (2), packed; `normed` is the first LayerNorm of `tokens` if it is known already.
+    fn heads(
+        &self,
+        tokens: &B::Tensor,
+        normed: Option<&B::Tensor>,
+        parts: std::ops::Range<usize>,
+    ) -> Result<B::Tensor> {
         let backend = &self.model.backend;
         let (heads, inner) = (self.heads_here(), self.heads_here() * self.model.head_dim);
-        let rows = parts.start * inner..parts.end * inner;
-        let mut packed = backend.linear(normed, self.block.qkv.rows(rows), Epilogue::None)?;
+        let rows = self.block.qkv.rows(parts.start * inner..parts.end * inner);
+        let mut packed = match normed {
+            Some(normed) => backend.linear(normed, rows, Epilogue::None)?,
+            None => backend.norm_linear(tokens, &self.block.norm1, rows)?,
+        };
         for (part, norm) in [&self.block.q_norm, &self.block.k_norm].into_iter().enumerate() {
             if let (Some(norm), true) = (norm, parts.contains(&part)) {
                 packed = backend.head_norm(packed, part - parts.start, heads, norm)?;
@@ -560,18 +558,10 @@ impl<B: Backend, M: Method> BlockPass<'_, B, M> {
 
     /// The MLP, added to the residual stream; `normed` is its LayerNorm if it is known already.
     fn mlp(&self, tokens: B::Tensor, normed: Option<B::Tensor>) -> Result<B::Tensor> {
-        let (backend, block) = (&self.model.backend, self.block);
-        let normed = match normed {
-            Some(normed) => normed,
-            None => backend.layer_norm(&tokens, &block.norm2)?,
-        };
-        let activation = Epilogue::Activation(self.model.config.activation);
-        let mut hidden = backend.linear(&normed, block.fc1.all(), activation)?;
-        drop(normed);
-        if let Some(norm) = &block.mlp_norm {
-            hidden = backend.layer_norm(&hidden, norm)?;
-        }
-        backend.linear(&hidden, block.fc2.all(), Epilogue::AddTo(tokens))
+        let BlockParams { norm2, fc1, mlp_norm, fc2, .. } = self.block;
+        let activation = self.model.config.activation;
+        let mlp = Mlp { norm: norm2, fc1, activation, inner_norm: mlp_norm.as_ref(), fc2 };
+        self.model.backend.mlp(tokens, normed, &mlp)
     }
 }
 

@@ -183,6 +183,12 @@ pub trait Method: Sync {
         Ok(None)
     }
 
+    /// Whether [`Method::attention_mask`] may have something for block `layer`. Where it never has, backends compute the LayerNorm
+    /// before attention together with the layer after it.
+    fn masks_attention(&self, _layer: usize) -> bool {
+        true
+    }
+
     /// What becomes of the input of block `layer`'s attention, `normed` (B, N, C): a plan of as many tokens, usually a mask,
     /// or nothing. The residual stream does not see it.
     ///
@@ -374,6 +380,10 @@ impl Method for Reduction {
             Self::Mstm(m) => m.prepare(backend, layer, tokens, host, weights),
             _ => Ok(None),
         }
+    }
+
+    fn masks_attention(&self, _layer: usize) -> bool {
+        matches!(self, Self::Svite(_))
     }
 
     fn attention_mask<B: Backend>(

@@ -7,7 +7,7 @@ use foveate::{
     Images, Result, Tensor, TokenPlan,
     backend::{
         Attraction, Backend, Cluster, Convolution, Depthwise, Epilogue, Frequency, GridBackend, Heads,
-        KeepInPlace, Linear, LinearRows, Matching, Merged, Metric, Norm, NormOver, Pooling, Predictor,
+        KeepInPlace, Linear, LinearRows, Matching, Merged, Metric, Mlp, Norm, NormOver, Pooling, Predictor,
         ScoreRequest, Scores, Select, Weighting, Window,
     },
     cpu::{self, Cpu, Instructions},
@@ -182,6 +182,20 @@ impl Backend for Hosted {
         };
         let whole = self.layer(layer.layer)?;
         self.down(self.0.linear(&self.up(x)?, LinearRows { layer: &whole, rows: layer.rows }, epilogue))
+    }
+
+    fn norm_linear(&self, x: &Tensor, norm: &Norm<Tensor>, layer: LinearRows<'_, Tensor>) -> Result<Tensor> {
+        let (norm, whole) = (self.norm(norm)?, self.layer(layer.layer)?);
+        self.down(self.0.norm_linear(&self.up(x)?, &norm, LinearRows { layer: &whole, rows: layer.rows }))
+    }
+
+    fn mlp(&self, tokens: Tensor, normed: Option<Tensor>, mlp: &Mlp<'_, Tensor>) -> Result<Tensor> {
+        let (norm, fc1, fc2) = (self.norm(mlp.norm)?, self.layer(mlp.fc1)?, self.layer(mlp.fc2)?);
+        let inner = mlp.inner_norm.map(|norm| self.norm(norm)).transpose()?;
+        let (tokens, normed) = (self.up(&tokens)?, self.maybe(normed.as_ref())?);
+        let activation = mlp.activation;
+        let mlp = Mlp { norm: &norm, fc1: &fc1, activation, inner_norm: inner.as_ref(), fc2: &fc2 };
+        self.down(self.0.mlp(tokens, normed, &mlp))
     }
 
     fn attention(&self, qkv: &Heads<'_, Tensor>, request: ScoreRequest) -> Result<(Tensor, Scores<Tensor>)> {

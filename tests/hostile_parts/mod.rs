@@ -6,7 +6,7 @@ use foveate::{
     Images, Pixels, Result, Tensor, TokenPlan,
     backend::{
         Attraction, Cluster, Convolution, Depthwise, Epilogue, Frequency, GridBackend, Heads, Inattentive,
-        KeepInPlace, Linear, Matching, Metric, Norm, NormOver, Pooling, Predictor, ScoreRequest, Scores,
+        KeepInPlace, Linear, Matching, Metric, Mlp, Norm, NormOver, Pooling, Predictor, ScoreRequest, Scores,
         Select, Weighting, Window,
     },
     model::Activation,
@@ -218,7 +218,7 @@ fn images(draw: &mut Draw) -> Images {
     Images::new(shape, pixels).unwrap()
 }
 
-pub(crate) const OPERATIONS: [(&str, Operation); 28] = [
+pub(crate) const OPERATIONS: [(&str, Operation); 30] = [
     ("patches", |d| {
         let (images, patch) = (images(d), [d.number(2), d.number(2)]);
         let (mean, std) = (vec![0.5; d.extent(3)], vec![0.2; d.extent(3)]);
@@ -275,6 +275,25 @@ pub(crate) const OPERATIONS: [(&str, Operation); 28] = [
                 None => layer.all(),
             };
             Ok(values([b.linear(&x, rows, epilogue)?]))
+        })
+    }),
+    ("norm_linear", |d| {
+        let [b, n, h, c, ..] = d.extents;
+        let x = d.tensor(&[b, n, c]);
+        let (norm, layer) = (d.norm(c), d.linear(6 * h, c));
+        Box::new(move |b| Ok(values([b.norm_linear(&x, &norm, layer.all())?])))
+    }),
+    ("mlp", |d| {
+        let [b, n, h, c, ..] = d.extents;
+        let x = d.tensor(&[b, n, c]);
+        let normed = d.yes().then(|| d.tensor(&[b, n, c]));
+        let hidden = if d.yes() { 32 } else { 6 * h };
+        let (norm, inner) = (d.norm(c), d.yes().then(|| d.norm(hidden)));
+        let (fc1, fc2) = (d.linear(hidden, c), d.linear(c, hidden));
+        let activation = activation(d);
+        Box::new(move |b| {
+            let mlp = Mlp { norm: &norm, fc1: &fc1, activation, inner_norm: inner.as_ref(), fc2: &fc2 };
+            Ok(values([b.mlp(x.clone(), normed.clone(), &mlp)?]))
         })
     }),
     ("attention", |d| {

@@ -3,13 +3,13 @@
 use super::{
     super::{
         attention::QueryRun,
-        gemm::{Out, Rows},
+        gemm::{Out, OutForm, Rows},
         simd::{Avx512, Simd, math},
     },
     Amx, BLOCK_ROWS, CHUNK, PANEL, TILE, TILE_ROWS,
     detect::Kernel,
     pack::{PackLeft, PackRows, PackTransposed, left_values, store_rounded},
-    product::{AsItIs, Done, Scaled},
+    product::{AsItIs, Done, Scaled, left_len},
     tile::{Block, Configured},
     tile_values,
 };
@@ -120,14 +120,14 @@ impl Kernel for Attend<'_> {
                 continue;
             }
             let chunks = tokens.div_ceil(CHUNK);
-            head.out.check(first - head.queries.start + part.len(), head_dim);
+            let OutForm::Rows { stride } = head.out.form() else { unreachable!("contexts are rows") };
+            head.out.check(first - head.queries.start + part.len(), &(0..head_dim), left_len);
             for panel in 0..head_dim.div_ceil(PANEL) {
                 let at = panel * PANEL;
                 let b = values[panel * chunks * 2 * TILE..].as_ptr();
                 // SAFETY: as above; the queries' rows of the result are this task's own, by the assertion of `check`.
                 unsafe {
                     block(&configured, two, map.as_ptr(), b, chunks, sums.as_mut_ptr(), PANEL);
-                    let stride = head.out.stride();
                     let done = Done {
                         sums: sums.as_ptr(),
                         rows: part.len(),
@@ -176,14 +176,15 @@ impl Kernel for Times<'_> {
 
     #[inline(always)]
     fn run(self, s: Avx512) {
-        let Self { amx, rows, depth, values: (from, stride), width, out, scratch } = self;
+        let Self { amx, rows, depth, values: (from, values_stride), width, out, scratch } = self;
         let (tiles, rest) = scratch.split_at_mut(tile_values(depth, width) / 2);
         let (left, sums) = rest.split_at_mut(left_values(BLOCK_ROWS, depth) / 2);
         let (tiles, left): (&mut [u16], &mut [u16]) =
             (bytemuck::cast_slice_mut(tiles), bytemuck::cast_slice_mut(left));
         assert!(sums.len() >= BLOCK_ROWS * PANEL && depth > 0);
-        PackRows { from, stride, depth, width, to: tiles }.run(s);
-        out.check(rows.count, width);
+        PackRows { from, stride: values_stride, depth, width, to: tiles }.run(s);
+        out.check(rows.count, &(0..width), left_len);
+        let OutForm::Rows { stride } = out.form() else { unreachable!("contexts are rows") };
         let (configured, chunks) = (Configured::new(amx), depth.div_ceil(CHUNK));
         for first in (0..rows.count).step_by(BLOCK_ROWS) {
             let count = BLOCK_ROWS.min(rows.count - first);
@@ -202,8 +203,8 @@ impl Kernel for Times<'_> {
                         rows: count,
                         bias: NO_BIAS.as_ptr(),
                         valid: 0..PANEL.min(width - at),
-                        to: out.pointer().add(first * out.stride() + at),
-                        stride: out.stride(),
+                        to: out.pointer().add(first * stride + at),
+                        stride,
                     };
                     done.write(s, AsItIs, 0..count);
                 }

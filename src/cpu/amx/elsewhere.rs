@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use super::{
     super::{
-        Context,
         attention::QueryRun,
         gemm::{Finish, Out, Rows},
     },
@@ -27,26 +26,28 @@ pub(in crate::cpu) fn pack_transposed(amx: Amx, _: &[f32], _: usize, _: usize, _
     match amx {}
 }
 
-pub(in crate::cpu) fn product(
-    amx: Amx,
-    _: &Context,
-    _: Rows<'_>,
-    _: Tiles<'_>,
-    _: Range<usize>,
-    _: &mut [f32],
-    _: Finish<'_>,
-) {
+pub(in crate::cpu) fn scratch_values(_: usize) -> usize {
+    0
+}
+
+pub(in crate::cpu) fn left_len(_: usize, _: usize) -> usize {
+    0
+}
+
+pub(in crate::cpu) fn pack_rows(amx: Amx, _: Rows<'_>, _: usize, _: &mut [f32]) {
     match amx {}
 }
 
-pub(in crate::cpu) fn product_of(
+#[expect(clippy::too_many_arguments, reason = "as many as a product has")]
+pub(in crate::cpu) fn multiply(
     amx: Amx,
-    _: &Context,
+    _: &[f32],
     _: usize,
-    _: impl Fn(usize, &mut [f32]) + Sync,
     _: Tiles<'_>,
-    _: &mut [f32],
+    _: Range<usize>,
+    _: Out<'_>,
     _: Finish<'_>,
+    _: &mut [f32],
 ) {
     match amx {}
 }

@@ -22,14 +22,15 @@ pub(super) use self::{
     attention::{attend, head_values, times, times_values},
     detect::Amx,
     pack::pack_transposed,
-    product::{product, product_of},
+    product::{left_len, multiply, pack_rows, scratch_values},
 };
 
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 mod elsewhere;
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 pub(super) use self::elsewhere::{
-    Amx, attend, head_values, pack_transposed, product, product_of, times, times_values,
+    Amx, attend, head_values, left_len, multiply, pack_rows, pack_transposed, scratch_values, times,
+    times_values,
 };
 
 /// Values of the depth that one instruction multiplies.
@@ -39,8 +40,7 @@ pub(super) const PANEL: usize = 32;
 /// Rows of a tile, of sums as of factors.
 const TILE_ROWS: usize = 16;
 /// Rows of a block of sums, which eight tiles suffice for.
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-const BLOCK_ROWS: usize = 2 * TILE_ROWS;
+pub(super) const BLOCK_ROWS: usize = 2 * TILE_ROWS;
 /// bf16 values of a tile.
 const TILE: usize = TILE_ROWS * CHUNK;
 

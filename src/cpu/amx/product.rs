@@ -4,14 +4,12 @@ use std::{arch::x86_64::__m512, ops::Range};
 
 use super::{
     super::{
-        Context,
-        gemm::{Finish, Out, Rows},
-        pack::Shared,
+        gemm::{Finish, Out, OutForm, Rows},
         simd::{Avx512, Simd, math},
     },
     Amx, BLOCK_ROWS, CHUNK, PANEL, TILE, TILE_ROWS, Tiles,
     detect::Kernel,
-    pack::{Left, left_values, pack_left},
+    pack::{Left, left_values, pack_left, store_rounded},
     tile::{Block, Configured},
     tile_values,
 };
@@ -24,147 +22,40 @@ const STEP: usize = 12;
 /// Panels that a block's rows are multiplied with before the next rows come: so many values lie side by side when they are
 /// written, where each row is on another page.
 const GROUP_PANELS: usize = 4;
-/// bf16 values of a group's rows, which panels pass over: they stay in the second-level cache.
-const GROUP_VALUES: usize = 192 << 10;
-/// Panels of one task, at most.
-const TASK_PANELS: usize = 4;
-/// Tasks there should be for each thread.
-const TASKS: usize = 8;
-
 /// Values that a product of so many panels takes beside its factors: the bias of all columns, and the sums of two blocks.
 fn sum_values(panels: usize) -> usize {
     panels * PANEL + 2 * GROUP_PANELS * BLOCK
 }
 
-/// Groups that rows are cut into, in whole blocks.
-struct RowGroups {
-    count: usize,
-    blocks: usize,
-    groups: usize,
+/// `f32` values of memory that a product of so many columns takes beside its factors.
+pub(in crate::cpu) fn scratch_values(columns: usize) -> usize {
+    sum_values(columns.div_ceil(PANEL) + 1)
 }
 
-impl RowGroups {
-    fn new(count: usize, depth: usize) -> Self {
-        let blocks = count.div_ceil(BLOCK_ROWS);
-        let most = (GROUP_VALUES / left_values(BLOCK_ROWS, depth).max(1)).max(4);
-        Self { count, blocks, groups: blocks.div_ceil(most) }
-    }
-
-    fn rows(&self, group: usize) -> Range<usize> {
-        let first = |group: usize| (self.blocks * group / self.groups * BLOCK_ROWS).min(self.count);
-        first(group)..first(group + 1)
-    }
-
-    /// Rows of the largest group.
-    fn most(&self) -> usize {
-        self.blocks.div_ceil(self.groups.max(1)) * BLOCK_ROWS
-    }
+/// `f32` values of memory that the left factor takes.
+pub(in crate::cpu) fn left_len(count: usize, depth: usize) -> usize {
+    left_values(count, depth) / 2
 }
 
-/// `out = a·b[columns]` and what `finish` says, spread over all threads; `out` has rows of `columns.len()` values.
-pub(in crate::cpu) fn product(
+/// Rows of `depth` values become a left factor.
+pub(in crate::cpu) fn pack_rows(amx: Amx, rows: Rows<'_>, depth: usize, to: &mut [f32]) {
+    pack_left(amx, rows, depth, bytemuck::cast_slice_mut(to));
+}
+
+/// `out = a·b[columns]` and what `finish` says, on this thread; `a` is a left factor of `count` rows.
+#[expect(clippy::too_many_arguments, reason = "as many as a product has")]
+pub(in crate::cpu) fn multiply(
     amx: Amx,
-    context: &Context,
-    a: Rows<'_>,
+    a: &[f32],
+    count: usize,
     b: Tiles<'_>,
     columns: Range<usize>,
-    out: &mut [f32],
+    out: Out<'_>,
     finish: Finish<'_>,
+    scratch: &mut [f32],
 ) {
-    let Context { threads, pool, .. } = context;
-    let (width, depth) = (columns.len(), b.depth);
-    assert_eq!(out.len(), a.count * width);
-    let groups = RowGroups::new(a.count, depth);
-    let rows = |range: &Range<usize>| Rows {
-        data: &a.data[(range.start * a.stride).min(a.data.len())..],
-        count: range.len(),
-        stride: a.stride,
-    };
-    let shared = Shared::of(out);
-    if threads.count() == 1 || groups.groups >= TASKS * threads.count() {
-        let left = left_values(groups.most(), depth);
-        let panels = columns.end.div_ceil(PANEL) - columns.start / PANEL;
-        let each = left / 2 + sum_values(panels);
-        let mut scratch = pool.take(threads.count() * each);
-        let scratches = Shared::of(scratch.make_mut());
-        threads.run(groups.groups, |thread, group| {
-            let range = groups.rows(group);
-            // SAFETY: each thread has a part of the scratch, each task rows of the result.
-            let (scratch, out) = unsafe {
-                let scratch = scratches.part(thread * each, each);
-                (scratch, Out::part(&shared, range.start * width, width))
-            };
-            let (packed, sums) = scratch.split_at_mut(left / 2);
-            let a = pack_left(amx, rows(&range), depth, bytemuck::cast_slice_mut(packed));
-            amx.run(Product { amx, a, b, columns: columns.clone(), out, finish, sums });
-        });
-        return;
-    }
-    let mut packed = pool.take(left_values(a.count, depth) / 2);
-    let all = Shared::of(bytemuck::cast_slice_mut::<f32, u16>(packed.make_mut()));
-    let blocks = groups.blocks;
-    threads.run(blocks, |_, block| {
-        let range = block * BLOCK_ROWS..a.count.min((block + 1) * BLOCK_ROWS);
-        // SAFETY: each task has the tiles of its rows.
-        let to = unsafe { all.part(left_values(range.start, depth), left_values(range.len(), depth)) };
-        pack_left(amx, rows(&range), depth, to);
-    });
-    let packed: &[u16] = bytemuck::cast_slice(&packed);
-    let (first, panels) = (columns.start / PANEL, columns.end.div_ceil(PANEL) - columns.start / PANEL);
-    let each_panels = (panels * groups.groups / (TASKS * threads.count())).clamp(1, TASK_PANELS);
-    let chunks = panels.div_ceil(each_panels);
-    let each = sum_values(each_panels);
-    let mut scratch = pool.take(threads.count() * each);
-    let scratches = Shared::of(scratch.make_mut());
-    threads.run(groups.groups * chunks, |thread, task| {
-        let (range, chunk) = (groups.rows(task / chunks), task % chunks);
-        let at = |chunk: usize| ((first + chunk * each_panels) * PANEL).clamp(columns.start, columns.end);
-        let part = at(chunk)..at(chunk + 1);
-        // SAFETY: each thread has a part of the scratch, each task rows and columns of its own.
-        let (sums, out) = unsafe {
-            let sums = scratches.part(thread * each, each);
-            (sums, Out::part(&shared, range.start * width + part.start - columns.start, width))
-        };
-        let data = &packed[left_values(range.start, depth)..][..left_values(range.len(), depth)];
-        let a = Left { data, count: range.len(), depth };
-        amx.run(Product { amx, a, b, columns: part, out, finish, sums });
-    });
-}
-
-/// `out = a·b` and what `finish` says, where each row of `a` is made when it is needed: `row(i, values)` writes row `i` of
-/// `count`. The rows of one task at a time exist.
-pub(in crate::cpu) fn product_of(
-    amx: Amx,
-    context: &Context,
-    count: usize,
-    row: impl Fn(usize, &mut [f32]) + Sync,
-    b: Tiles<'_>,
-    out: &mut [f32],
-    finish: Finish<'_>,
-) {
-    let (depth, width) = (b.depth, b.columns);
-    assert_eq!(out.len(), count * width);
-    // Four blocks: with fewer, panels pass by too often; with more, threads wait for the last one.
-    let most = 4 * BLOCK_ROWS;
-    let (values, left) = ((most * depth).next_multiple_of(CHUNK), left_values(most, depth));
-    let each = values + left / 2 + sum_values(width.div_ceil(PANEL));
-    let mut scratch = context.pool.take(context.threads.count() * each);
-    let (scratches, shared) = (Shared::of(scratch.make_mut()), Shared::of(out));
-    context.threads.run(count.div_ceil(most), |thread, task| {
-        let (first, last) = (task * most, count.min((task + 1) * most));
-        // SAFETY: each thread has a part of the scratch, each task rows of the result.
-        let (scratch, out) = unsafe {
-            let scratch = scratches.part(thread * each, each);
-            (scratch, shared.part(first * width, (last - first) * width))
-        };
-        let (rows, scratch) = scratch.split_at_mut(values);
-        let (packed, sums) = scratch.split_at_mut(left / 2);
-        let rows = &mut rows[..(last - first) * depth];
-        rows.chunks_exact_mut(depth.max(1)).zip(first..last).for_each(|(values, at)| row(at, values));
-        let rows = Rows { data: rows, count: last - first, stride: depth };
-        let a = pack_left(amx, rows, depth, bytemuck::cast_slice_mut(packed));
-        amx.run(Product { amx, a, b, columns: 0..width, out: Out::of(out, width), finish, sums });
-    });
+    let a = Left { data: bytemuck::cast_slice(a), count, depth: b.depth };
+    amx.run(Product { amx, a, b, columns, out, finish, sums: scratch });
 }
 
 /// A product on one thread.
@@ -195,7 +86,7 @@ impl Kernel for Product<'_> {
         );
         assert!(columns.end <= b.columns, "columns beyond the right factor's");
         assert!(tile_values(depth, b.columns) <= b.data.len(), "a right factor beyond its slice");
-        out.check(a.count, width);
+        out.check(a.count, &columns, left_len);
         assert!(finish.scales.is_none(), "rows are scaled by attention itself");
         let panels = columns.start / PANEL..columns.end.div_ceil(PANEL);
         let (bias, sums) = sums[..sum_values(panels.len())].split_at_mut(panels.len() * PANEL);
@@ -207,6 +98,15 @@ impl Kernel for Product<'_> {
         let job = Job { a, b, panels, lead, width, bias, sums, out };
         let configured = Configured::new(amx);
         // A loop for each: what is done last is done between the steps of the next block.
+        if let OutForm::Left { .. } = job.out.form() {
+            assert!(!finish.add, "a left factor is not added to");
+            match finish.activation {
+                Some(Activation::Gelu) => job.run(s, &configured, Rounded(Gelu)),
+                Some(activation) => job.run(s, &configured, Rounded(Activated(activation))),
+                None => job.run(s, &configured, Rounded(AsItIs)),
+            }
+            return;
+        }
         match finish {
             Finish { activation: Some(Activation::Gelu), .. } => job.run(s, &configured, Gelu),
             Finish { activation: Some(activation), .. } => job.run(s, &configured, Activated(activation)),
@@ -252,15 +152,15 @@ impl Job<'_> {
                         let sums = sums[(turn * GROUP_PANELS + panel) * BLOCK..].as_mut_ptr();
                         let done = (chunk + STEP >= chunks).then(|| {
                             let valid = lead.saturating_sub(at)..PANEL.min(lead + width - at);
-                            let to = row * out.stride() + at + valid.start - lead;
-                            Done {
-                                sums,
-                                rows,
-                                bias: bias[at..].as_ptr(),
-                                to: out.pointer().wrapping_add(to),
-                                valid,
-                                stride: out.stride(),
-                            }
+                            let (to, stride) = match out.form() {
+                                OutForm::Rows { stride } => (row * stride + at + valid.start - lead, stride),
+                                OutForm::Left { depth } => {
+                                    let chunk = panels.start + at / PANEL;
+                                    (left_len(row, depth) + chunk * TILE / 2, left_len(TILE_ROWS, depth))
+                                }
+                            };
+                            let (bias, to) = (bias[at..].as_ptr(), out.pointer().wrapping_add(to));
+                            Done { sums, rows, bias, to, valid, stride }
                         });
                         // SAFETY: by the assertions of `Product` the rows' tiles lie in `a`, the panel's in `b`, the block's sums in
                         // `sums`, and the wanted columns of these rows in `out`, which is this kernel's own.
@@ -354,13 +254,17 @@ pub(super) struct Done {
     pub(super) bias: *const f32,
     /// Columns that are wanted.
     pub(super) valid: Range<usize>,
-    /// Where the first wanted value goes, rows `stride` apart.
+    /// Where the first wanted value goes, rows `stride` apart; for what is [`Rounded`] the tile of the left factor, and that of the next
+    /// 16 rows.
     pub(super) to: *mut f32,
     pub(super) stride: usize,
 }
 
 /// What becomes of a vector of sums and bias.
 pub(super) trait Last: Copy {
+    /// Whether it is written into tiles of a left factor.
+    const ROUNDED: bool = false;
+
     /// # Safety
     /// A vector can be read from `to`.
     unsafe fn last(self, s: Avx512, x: __m512, row: usize, to: *const f32) -> __m512;
@@ -376,6 +280,20 @@ struct Gelu;
 struct Activated(Activation);
 #[derive(Clone, Copy)]
 pub(super) struct Scaled<'a>(pub(super) &'a [f32]);
+
+/// Something that is written into tiles of a left factor, and does not look at what is there.
+#[derive(Clone, Copy)]
+struct Rounded<L>(L);
+
+impl<L: Last> Last for Rounded<L> {
+    const ROUNDED: bool = true;
+
+    #[inline(always)]
+    unsafe fn last(self, s: Avx512, x: __m512, row: usize, to: *const f32) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.last(s, x, row, to) }
+    }
+}
 
 impl Last for AsItIs {
     #[inline(always)]
@@ -421,6 +339,19 @@ impl Done {
     #[inline(always)]
     pub(super) unsafe fn write<L: Last>(&self, s: Avx512, last: L, rows: Range<usize>) {
         let Self { sums, bias, ref valid, to, stride, .. } = *self;
+        if L::ROUNDED {
+            for i in rows {
+                // SAFETY: the caller's promise; this runs where there is AVX-512 with bf16.
+                unsafe {
+                    let first = s.add(s.read(sums.add(i * PANEL)), s.read(bias));
+                    let second = s.add(s.read(sums.add(i * PANEL + TILE_ROWS)), s.read(bias.add(TILE_ROWS)));
+                    let line = to.add(i / TILE_ROWS * stride + i % TILE_ROWS * CHUNK / 2);
+                    let values = [last.last(s, first, i, line), last.last(s, second, i, line)];
+                    store_rounded(values, std::slice::from_raw_parts_mut(line.cast(), CHUNK));
+                }
+            }
+            return;
+        }
         let whole = valid.len() == PANEL;
         for i in rows {
             for half in [0, TILE_ROWS] {

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::{
     __m512, _mm512_abs_ps, _mm512_castps_si512, _mm512_fmadd_ps, _mm512_fnmadd_ps, _mm512_loadu_ps,
-    _mm512_max_ps, _mm512_min_ps, _mm512_permutex2var_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_sub_ps,
+    _mm512_min_ps, _mm512_permutex2var_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_sub_ps,
 };
 
 /// Intervals of the table.
@@ -71,6 +71,8 @@ pub(super) unsafe fn gelu(x: __m512) -> __m512 {
         let tail = _mm512_fmadd_ps(coefficient!(3, interval), d, coefficient!(2, interval));
         let tail = _mm512_fmadd_ps(tail, d, coefficient!(1, interval));
         let tail = _mm512_fmadd_ps(tail, d, coefficient!(0, interval));
-        _mm512_fnmadd_ps(t, tail, _mm512_max_ps(_mm512_setzero_ps(), x))
+        // max(x, 0), but NaN for -inf, as -inf·Φ(-inf) is.
+        let above = _mm512_sub_ps(x, _mm512_min_ps(_mm512_setzero_ps(), x));
+        _mm512_fnmadd_ps(t, tail, above)
     }
 }
