@@ -107,8 +107,8 @@ impl Network<'_> {
         let blocks = (HIDDEN_VALUES / self.second.left_values(block).max(1)).max(LEAST_BLOCKS);
         let few = rows.div_ceil(block.saturating_mul(blocks)).next_multiple_of(threads);
         let groups = Groups::new(&self.first, rows, few);
-        // Threads that each have groups of their own do not wait for each other in between.
-        if threads == 1 || rows >= threads * LEAST_ROWS {
+        // Threads that have groups of their own do not wait for each other in between.
+        if schedule::rows_suffice(self.context, rows) {
             self.by_groups(groups, normed, out);
         } else {
             self.by_layers(rows, normed, out);
@@ -170,7 +170,3 @@ impl Network<'_> {
         });
     }
 }
-
-/// Rows for each thread from which on groups of them are as good as columns: with fewer, each thread would fetch all weights for too
-/// little work.
-const LEAST_ROWS: usize = 256;

@@ -16,6 +16,9 @@ use crate::backend::Norm;
 
 /// Tasks there should be for each thread, so that nobody waits long for the last one.
 const TASKS: usize = 8;
+/// Rows for each thread from which on each had better have rows of its own: with fewer, all would fetch all weights for too little
+/// work. Rows of their own lie in the threads' own caches, from operation to operation.
+const LEAST_ROWS: usize = 64;
 /// Panels of one task where there are few rows, at most.
 const TASK_PANELS: usize = 4;
 
@@ -216,8 +219,8 @@ pub(super) fn product(
     assert_eq!(out.len(), count * width);
     let groups = groups(context, &factor, count);
     let shared = Shared::of(out);
-    if threads.count() == 1 || groups.count >= TASKS * threads.count() {
-        // Enough groups of rows: each is put in order by whoever multiplies it, while it is in the cache anyway.
+    if rows_suffice(context, count) {
+        // Each group is put in order by whoever multiplies it, while it is in the cache anyway.
         let (left, sums) = (factor.left_values(groups.most()), factor.scratch_values(width));
         let each = left + sums.max(input.scratch_values(&factor, groups.most()));
         let mut scratch = pool.take(threads.count() * each);
@@ -242,10 +245,18 @@ pub(super) fn product(
     });
 }
 
+/// Whether threads that have rows of their own are busy.
+pub(super) fn rows_suffice(context: &Context, rows: usize) -> bool {
+    let threads = context.threads.count();
+    threads == 1 || rows >= threads * LEAST_ROWS
+}
+
 /// How rows are grouped: as large as caches allow, smaller if threads would be idle.
 pub(super) fn groups(context: &Context, factor: &Factor<'_>, rows: usize) -> Groups {
     let (threads, few) = (context.threads.count(), factor.large_groups(rows));
-    let count = if threads == 1 || matches!(factor.right, Right::Bf16(..)) {
+    let count = if rows_suffice(context, rows) {
+        few.next_multiple_of(threads)
+    } else if matches!(factor.right, Right::Bf16(..)) {
         few
     } else {
         rows.div_ceil(factor.block_rows() * 3).min(few.max(TASKS * threads))
