@@ -364,6 +364,11 @@ pub trait Backend: Send + Sync {
     ) -> Result<Self::Tensor> {
         self.linear(&self.layer_norm(x, norm)?, layer, Epilogue::None)
     }
+    /// Whether [`Backend::norm_linear`] and [`Backend::mlp`] compute the norms on their way, without a tensor of them: then nobody
+    /// needs to ask for one earlier.
+    fn norms_on_the_way(&self) -> bool {
+        false
+    }
     /// A block's feed-forward network, added to the residual stream `tokens` (B, N, C); `normed` is its LayerNorm of them if that is
     /// known already.
     fn mlp(

@@ -104,6 +104,10 @@ impl Backend for Cpu {
         self.timed(Kind::Linear, |context| linear::norm_linear(context, x, norm, &layer))
     }
 
+    fn norms_on_the_way(&self) -> bool {
+        true
+    }
+
     fn mlp(&self, tokens: Tensor, normed: Option<Tensor>, network: &Mlp<'_, Tensor>) -> Result<Tensor> {
         if !mlp::fuses(network) {
             return network.composed(self, tokens, normed);

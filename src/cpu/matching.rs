@@ -1,13 +1,12 @@
 //! Bipartite soft matching: similarities in one small product per image, partners and order from its rows.
 
-use std::ops::Range;
-
 use super::{
     Context, Plan, Tensor,
     check::{expect_shape, tokens_shape},
     gemm::{Finish, Out, Product, Rows, block_values, pack_blocks},
     pack::{PANEL, PackTransposed, Panels, Shared, panel_values},
     plan::build,
+    pool::LINE,
     select::mean_over_heads,
     simd::{Kernel, Simd},
 };
@@ -18,6 +17,8 @@ use crate::{
 };
 
 const OP: &str = "matching";
+/// How many tokens ahead keys are asked for: they lie apart, between queries and values, where the processor does not look ahead.
+const SOON: usize = 4;
 
 /// (B, N) of a matching whose tensors fit each other.
 fn check(matching: &Matching<'_, Tensor>) -> Result<[usize; 2]> {
@@ -219,7 +220,12 @@ impl Job<'_> {
             let row = &rows[token * self.stride..(token + 1) * self.stride];
             match self.heads {
                 None => out.copy_from_slice(row),
-                Some((heads, d)) => kernels.run(SumHeads { keys: &row[heads * d..2 * heads * d], out }),
+                Some((heads, d)) => {
+                    let keys = heads * d..2 * heads * d;
+                    let soon =
+                        (token + SOON < self.n).then(|| &rows[(token + SOON) * self.stride..][keys.clone()]);
+                    kernels.run(SumHeads { keys: &row[keys], soon: soon.unwrap_or_default(), out });
+                }
             }
             kernels.run(UnitLength(out));
         }
@@ -248,7 +254,8 @@ impl Job<'_> {
         let (partner_a, partner_b) = partner.split_at_mut(na);
         let (order_a, order_b) = order.split_at_mut(na);
         for i in sa..na {
-            (best_a[i], partner_a[i]) = first_best(&scores[i * row..i * row + nb], sb..nb);
+            let scores = &scores[i * row..i * row + nb];
+            (best_a[i], partner_a[i]) = self.context.kernels.run(FirstBest { scores, from: sb });
         }
         sorted(order_a, sa, best_a);
         let order_a = &mut order_a[sa..];
@@ -300,25 +307,58 @@ fn sorted(order: &mut [u32], first: usize, scores: &[f32]) {
     });
 }
 
-/// The largest of some scores and the first index that has it; NaN counts where there is nothing else.
-fn first_best(scores: &[f32], range: Range<usize>) -> (f32, u32) {
-    let candidates = &scores[range.clone()];
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    let (chunks, tail) = candidates.as_chunks::<16>();
-    for chunk in chunks {
-        lanes.iter_mut().zip(chunk).for_each(|(max, &x)| *max = if x > *max { x } else { *max });
-    }
-    let max = lanes.iter().chain(tail).fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max });
-    match candidates.iter().position(|&x| x == max) {
-        Some(at) => (max, (range.start + at) as u32),
-        None if candidates.is_empty() => (f32::NEG_INFINITY, 0),
-        None => (f32::NAN, range.start as u32),
+/// The largest of the scores from one on and the first index that has it; NaN counts where there is nothing else.
+struct FirstBest<'a> {
+    scores: &'a [f32],
+    from: usize,
+}
+
+impl Kernel for FirstBest<'_> {
+    type Output = (f32, u32);
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> (f32, u32) {
+        let Self { scores, from } = self;
+        let candidates = &scores[from..];
+        // Of each lane the largest and its first place: whole numbers up to 2^24, and there are fewer columns.
+        let mut places = [0.0; 16];
+        places.iter_mut().zip(0_u8..).for_each(|(place, lane)| *place = f32::from(lane));
+        let (mut best, mut best_at, mut at) =
+            (s.splat(f32::NEG_INFINITY), s.splat(f32::INFINITY), s.load(&places));
+        let chunks = candidates.chunks_exact(S::LANES);
+        let tail = s.load_some(chunks.remainder(), f32::NEG_INFINITY);
+        for x in chunks {
+            let x = s.load(x);
+            best_at = s.where_less(best, x, at, best_at);
+            best = s.where_less(best, x, x, best);
+            at = s.add(at, s.splat(S::LANES as f32));
+        }
+        best_at = s.where_less(best, tail, at, best_at);
+        best = s.where_less(best, tail, tail, best);
+        let (mut values, mut place) = ([f32::NEG_INFINITY; 16], f32::INFINITY);
+        s.store(&mut values, best);
+        s.store(&mut places, best_at);
+        let max = values.iter().fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max });
+        for (&value, &at) in values[..S::LANES].iter().zip(&places) {
+            place = if value == max && at < place { at } else { place };
+        }
+        if place.is_finite() {
+            return (max, (from + place as usize) as u32);
+        }
+        // Nothing above minus infinity: the first that is just that, else NaN.
+        match candidates.iter().position(|&x| x == max) {
+            Some(at) => (max, (from + at) as u32),
+            None if candidates.is_empty() => (f32::NEG_INFINITY, 0),
+            None => (f32::NAN, from as u32),
+        }
     }
 }
 
 /// The sum over heads of a token's keys: as good as their mean for a cosine.
 struct SumHeads<'a> {
     keys: &'a [f32],
+    /// Those of a later token, which will be needed.
+    soon: &'a [f32],
     out: &'a mut [f32],
 }
 
@@ -328,6 +368,9 @@ impl Kernel for SumHeads<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let d = self.out.len();
+        for line in self.soon.chunks(LINE) {
+            s.expect_read(line.as_ptr());
+        }
         self.out.copy_from_slice(&self.keys[..d]);
         for key in self.keys[d..].chunks_exact(d) {
             let mut out = self.out.chunks_exact_mut(S::LANES);
@@ -358,14 +401,21 @@ impl Kernel for UnitLength<'_> {
         }
         let square = s.sum(s.fma(tail, tail, sum));
         // Squares of very long and very short rows do not fit an f32.
-        let length = if (1e-30..1e30).contains(&square) {
-            square.sqrt()
+        // Divided, as the reference does: one over the length would part similarities that are equal.
+        if (1e-30..1e30).contains(&square) {
+            let length = square.sqrt();
+            let (lengths, inverse) = (s.splat(length), s.splat(1.0 / length));
+            let mut chunks = row.chunks_exact_mut(S::LANES);
+            for x in &mut chunks {
+                let y = s.quotient(s.load(x), lengths, inverse);
+                s.store(x, y);
+            }
+            chunks.into_remainder().iter_mut().for_each(|x| *x /= length);
         } else {
             let square: f64 = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
-            if square > 0.0 { square.sqrt() as f32 } else { 1.0 }
-        };
-        // Divided, as the reference does: one over the length would part similarities that are equal.
-        row.iter_mut().for_each(|x| *x /= length);
+            let length = if square > 0.0 { square.sqrt() as f32 } else { 1.0 };
+            row.iter_mut().for_each(|x| *x /= length);
+        }
     }
 }
 

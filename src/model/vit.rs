@@ -503,6 +503,7 @@ impl<B: Backend, M: Method> BlockPass<'_, B, M> {
             weights: &self.model.params.reducers,
         };
         let plan = self.method.plan(backend, &evidence)?;
+        let norm = norm.filter(|_| !backend.norms_on_the_way());
         let merged = backend.merge(&stream.tokens, stream.sizes.as_ref(), &plan, step.pooling, norm)?;
         observer.reduced(&evidence, &plan, &merged);
         Ok((merged, plan))

@@ -84,6 +84,18 @@ impl Simd for Avx512 {
         })
     }
 
+    /// Two corrections by the remainder: after the first the quotient is off by less than a unit in the last place, and then the second
+    /// rounds correctly (P. Markstein, Computation of elementary functions on the IBM RISC System/6000 processor, theorem 3). Five
+    /// instructions of half a cycle, where a division takes 16 cycles.
+    #[inline(always)]
+    fn quotient(self, a: __m512, b: __m512, r: __m512) -> __m512 {
+        with!({
+            let q = _mm512_mul_ps(a, r);
+            let q = _mm512_fmadd_ps(_mm512_fnmadd_ps(b, q, a), r, q);
+            _mm512_fmadd_ps(_mm512_fnmadd_ps(b, q, a), r, q)
+        })
+    }
+
     #[inline(always)]
     fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         with!(_mm512_fmadd_ps(a, b, c))

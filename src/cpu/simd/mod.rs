@@ -149,6 +149,12 @@ pub(super) trait Simd: Copy {
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a/b`, to within 1 unit in the last place.
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a/b`, rounded to nearest, where `r` is `1/b`, so rounded, and neither of the three is near the ends of the range.
+    #[inline(always)]
+    fn quotient(self, a: Self::V, b: Self::V, r: Self::V) -> Self::V {
+        let _ = r;
+        self.div(a, b)
+    }
     /// `a·b + c`.
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     fn least(self, a: Self::V, b: Self::V) -> Self::V;
