@@ -59,10 +59,11 @@ impl DerefMut for Block {
     }
 }
 
-/// Buffers that nobody uses at the moment, by size class; shared by all tensors that came from it.
+/// Buffers that nobody uses at the moment; shared by all tensors that came from it.
 #[derive(Clone, Default)]
 pub(super) struct Pool {
-    free: Arc<Mutex<Classes>>,
+    /// The one that came back last is the last one.
+    free: Arc<Mutex<Vec<Arc<Block>>>>,
     plans: Arc<Mutex<Vec<PlanParts>>>,
 }
 
@@ -74,25 +75,25 @@ pub(super) struct PlanParts {
     pub(super) weights: Vec<f32>,
 }
 
-/// Free blocks of each size class.
-type Classes = Vec<Vec<Arc<Block>>>;
-
-/// The number of a size class and the lines its blocks have: four classes to each doubling. Blocks are handed out within
-/// their class only, so a pass that is repeated finds what it gave back.
-fn class(lines: usize) -> (usize, usize) {
+/// The lines of a block for so many: four sizes to each doubling, so that what is nearly as large fits as well.
+fn size(lines: usize) -> usize {
     let lines = lines.max(8);
-    let octave = lines.ilog2();
-    let step = 1 << (octave - 2);
-    let quarter = lines.div_ceil(step);
-    ((octave as usize) * 4 + quarter - 4, quarter * step)
+    let step = 1 << (lines.ilog2() - 2);
+    lines.div_ceil(step) * step
 }
+
+/// How many times as large as needed a block may be. A smaller one may still be in the caches where a fitting one has long left them:
+/// as tokens become fewer, every layer would otherwise write to memory of its own.
+const ROOM: usize = 4;
 
 impl Pool {
     /// A buffer of `len` values; what is in them is left from whoever had it before.
     pub(super) fn take(&self, len: usize) -> Buffer {
-        let (class, lines) = class(len.div_ceil(LINE));
+        let lines = size(len.div_ceil(LINE));
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let block = free.get_mut(class).and_then(Vec::pop);
+        // The one that came back last: it is the likeliest to be in the caches.
+        let fits = |block: &Arc<Block>| (lines..=ROOM * lines).contains(&block.len());
+        let block = free.iter().rposition(fits).map(|at| free.remove(at));
         drop(free);
         let block = block.unwrap_or_else(|| Arc::new(Block::new(lines)));
         Buffer { block: Some(block), len, pool: self.clone() }
@@ -106,12 +107,7 @@ impl Pool {
     }
 
     fn give_back(&self, block: Arc<Block>) {
-        let (class, _) = class(block.len());
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        if free.len() <= class {
-            free.resize_with(class + 1, Vec::new);
-        }
-        free[class].push(block);
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(block);
     }
 
     /// Arrays of these lengths for a plan; what is in them is left from the plan before.
@@ -145,12 +141,12 @@ impl Pool {
     /// Bytes that lie ready.
     pub(super) fn idle_bytes(&self) -> usize {
         let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        free.iter().flatten().map(|block| block.len() * size_of::<Line>()).sum()
+        free.iter().map(|block| block.len() * size_of::<Line>()).sum()
     }
 
     /// Gives what lies ready back to the system.
     pub(super) fn clear(&self) {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).iter_mut().for_each(Vec::clear);
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.plans.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }
@@ -211,15 +207,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn classes_hold_what_they_are_asked_for() {
-        let mut last = 0;
+    fn sizes_hold_what_they_are_asked_for() {
         for lines in 1..5000 {
-            let (number, size) = class(lines);
+            let size = size(lines);
             assert!(size >= lines && (lines < 8 || size * 4 <= lines * 5 + 4), "{lines}: {size}");
-            assert_eq!(class(size), (number, size), "a block goes back to where it came from");
-            assert!(number >= last);
-            last = number;
+            assert_eq!(self::size(size), size);
         }
+    }
+
+    #[test]
+    fn the_last_one_that_fits_comes_first() {
+        let pool = Pool::default();
+        let [small, large, huge] = [2_000, 5_000, 50_000].map(|len| pool.take(len));
+        let [at_small, at_large] = [&small, &large].map(|buffer| buffer.as_ptr());
+        drop((small, large, huge));
+        assert_eq!(pool.take(1_900).as_ptr(), at_large);
+        let first = pool.take(1_900);
+        let second = pool.take(1_900);
+        assert_eq!([first.as_ptr(), second.as_ptr()], [at_large, at_small]);
     }
 
     #[test]
