@@ -59,11 +59,10 @@ impl DerefMut for Block {
     }
 }
 
-/// Buffers that nobody uses at the moment; shared by all tensors that came from it.
+/// Buffers that nobody uses at the moment, by size class; shared by all tensors that came from it.
 #[derive(Clone, Default)]
 pub(super) struct Pool {
-    /// The one that came back last is the last one.
-    free: Arc<Mutex<Vec<Arc<Block>>>>,
+    free: Arc<Mutex<Classes>>,
     plans: Arc<Mutex<Vec<PlanParts>>>,
 }
 
@@ -75,25 +74,33 @@ pub(super) struct PlanParts {
     pub(super) weights: Vec<f32>,
 }
 
-/// The lines of a block for so many: four sizes to each doubling, so that what is nearly as large fits as well.
-fn size(lines: usize) -> usize {
-    let lines = lines.max(8);
-    let step = 1 << (lines.ilog2() - 2);
-    lines.div_ceil(step) * step
-}
+/// Free blocks of each size class.
+type Classes = Vec<Vec<Arc<Block>>>;
 
-/// How many times as large as needed a block may be. A smaller one may still be in the caches where a fitting one has long left them:
-/// as tokens become fewer, every layer would otherwise write to memory of its own.
-const ROOM: usize = 4;
+/// The number of a size class and the lines its blocks have. Blocks are handed out within their class only, the one that came back last
+/// first, so a pass that is repeated finds what it gave back.
+///
+/// Classes are powers of 4 as long as caches matter: tensors that become smaller from layer to layer then share memory that is still in
+/// them, and memory that nobody touches is not taken from the system. Large ones have four classes to each doubling.
+fn class(lines: usize) -> (usize, usize) {
+    const LARGE: usize = 1 << 18;
+    let lines = lines.max(16);
+    if lines <= LARGE {
+        let octave = lines.next_power_of_two().ilog2().next_multiple_of(2);
+        return ((octave as usize) * 4, 1 << octave);
+    }
+    let octave = lines.ilog2();
+    let step = 1 << (octave - 2);
+    let quarter = lines.div_ceil(step);
+    ((octave as usize) * 4 + quarter - 4, quarter * step)
+}
 
 impl Pool {
     /// A buffer of `len` values; what is in them is left from whoever had it before.
     pub(super) fn take(&self, len: usize) -> Buffer {
-        let lines = size(len.div_ceil(LINE));
+        let (class, lines) = class(len.div_ceil(LINE));
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        // The one that came back last: it is the likeliest to be in the caches.
-        let fits = |block: &Arc<Block>| (lines..=ROOM * lines).contains(&block.len());
-        let block = free.iter().rposition(fits).map(|at| free.remove(at));
+        let block = free.get_mut(class).and_then(Vec::pop);
         drop(free);
         let block = block.unwrap_or_else(|| Arc::new(Block::new(lines)));
         Buffer { block: Some(block), len, pool: self.clone() }
@@ -107,7 +114,12 @@ impl Pool {
     }
 
     fn give_back(&self, block: Arc<Block>) {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(block);
+        let (class, _) = class(block.len());
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        if free.len() <= class {
+            free.resize_with(class + 1, Vec::new);
+        }
+        free[class].push(block);
     }
 
     /// Arrays of these lengths for a plan; what is in them is left from the plan before.
@@ -141,12 +153,12 @@ impl Pool {
     /// Bytes that lie ready.
     pub(super) fn idle_bytes(&self) -> usize {
         let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        free.iter().map(|block| block.len() * size_of::<Line>()).sum()
+        free.iter().flatten().map(|block| block.len() * size_of::<Line>()).sum()
     }
 
     /// Gives what lies ready back to the system.
     pub(super) fn clear(&self) {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).iter_mut().for_each(Vec::clear);
         self.plans.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }
@@ -207,24 +219,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_hold_what_they_are_asked_for() {
-        for lines in 1..5000 {
-            let size = size(lines);
-            assert!(size >= lines && (lines < 8 || size * 4 <= lines * 5 + 4), "{lines}: {size}");
-            assert_eq!(self::size(size), size);
+    fn classes_hold_what_they_are_asked_for() {
+        let mut last = 0;
+        for lines in
+            (1..5000).chain((1 << 18) - 10..(1 << 18) + 10).chain(((1 << 18) + 10..1 << 23).step_by(997))
+        {
+            let (number, size) = class(lines);
+            assert!(size >= lines && size <= 4 * lines.max(16), "{lines}: {size}");
+            assert!(lines <= 1 << 18 || size * 4 <= lines * 5 + 4, "{lines}: {size}");
+            assert_eq!(class(size), (number, size), "a block goes back to where it came from");
+            assert!(number >= last, "{lines}");
+            last = number;
         }
-    }
-
-    #[test]
-    fn the_last_one_that_fits_comes_first() {
-        let pool = Pool::default();
-        let [small, large, huge] = [2_000, 5_000, 50_000].map(|len| pool.take(len));
-        let [at_small, at_large] = [&small, &large].map(|buffer| buffer.as_ptr());
-        drop((small, large, huge));
-        assert_eq!(pool.take(1_900).as_ptr(), at_large);
-        let first = pool.take(1_900);
-        let second = pool.take(1_900);
-        assert_eq!([first.as_ptr(), second.as_ptr()], [at_large, at_small]);
     }
 
     #[test]
