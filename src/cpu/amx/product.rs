@@ -160,7 +160,7 @@ impl Job<'_> {
                                 }
                             };
                             let (bias, to) = (bias[at..].as_ptr(), out.pointer().wrapping_add(to));
-                            Done { sums, rows, bias, to, valid, stride }
+                            Done { sums, rows, bias, valid, to, stride }
                         });
                         // SAFETY: by the assertions of `Product` the rows' tiles lie in `a`, the panel's in `b`, the block's sums in
                         // `sums`, and the wanted columns of these rows in `out`, which is this kernel's own.
