@@ -161,6 +161,7 @@ impl<'a> Out<'a> {
         self.pointer
     }
 
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     pub(super) fn form(&self) -> OutForm {
         self.form
     }
