@@ -155,6 +155,17 @@ struct Tile {
         }
     }
 
+    // Queries that do not exist attend to nothing; what an infinite key made of their rows of zeros is no number.
+    __device__ __forceinline__ void clear_rows(bool first, bool second, int n) {
+#pragma unroll
+        for (int tile = 0; tile < kPairs * 2; ++tile) {
+            if (has_tile(tile, n)) {
+                if (!first) s[tile][0] = s[tile][1] = 0.0f;
+                if (!second) s[tile][2] = s[tile][3] = 0.0f;
+            }
+        }
+    }
+
     // Adds the rows g and g + 8, weighted, to what this lane has of each key's column.
     __device__ __forceinline__ void add_columns(float (&columns)[kPairs * 2][2], float2 weight, int n) const {
 #pragma unroll
@@ -347,7 +358,7 @@ __device__ __forceinline__ void attention(const AttentionParams& p) {
             }
             if constexpr (kColumns) {
                 if (p.received != nullptr) {
-                    // Queries that do not exist attend to nothing.
+                    if (first_query + kTileRows > n) tile.clear_rows(first, second, n);
                     tile.add_columns(columns, {first ? inverse.x : 0.0f, second ? inverse.y : 0.0f}, n);
                 }
             }

@@ -263,11 +263,11 @@ __device__ __forceinline__ void scores(const AttentionParams& p) {
         for (int j = 0; j < 2; ++j) {
             const int query = first + x + kSide * j;
             float less = query < n ? p.log_sum_exp[map * n + query] * fv::kLog2E : INFINITY;
-            // A query that attends to nothing, or does not exist: its exponentials become zero.
+            // A query that attends to nothing, or does not exist: its exponentials become zero, where keys are infinite, too.
             less = less == -INFINITY ? INFINITY : less;
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                s[i][j] = fv::exp2_approx(fmaf(s[i][j], scale, bias[i]) - less);
+                s[i][j] = query < n ? fv::exp2_approx(fmaf(s[i][j], scale, bias[i]) - less) : 0.0f;
                 received[i] += s[i][j];
             }
             if (p.class_rows != nullptr && query < p.class_count) {

@@ -324,6 +324,11 @@ __device__ __forceinline__ void scores(const AttentionParams& p) {
             s[tile][1] = fv::exp2_approx(fmaf(s[tile][1], scale, bias.x) - less.y);
             s[tile][2] = fv::exp2_approx(fmaf(s[tile][2], scale, bias.y) - less.x);
             s[tile][3] = fv::exp2_approx(fmaf(s[tile][3], scale, bias.y) - less.y);
+            // What an infinite key made of rows of zeros is no number.
+            if (first + kBlockRows > n) {
+                if (first + column >= n) s[tile][0] = s[tile][2] = 0.0f;
+                if (first + column + 1 >= n) s[tile][1] = s[tile][3] = 0.0f;
+            }
             received.x += s[tile][0] + s[tile][1];
             received.y += s[tile][2] + s[tile][3];
         }

@@ -416,6 +416,33 @@ fn what_is_no_number_stays_in_its_row() {
     turn.end();
 }
 
+/// A key that is infinite receives nothing of queries that look the other way, nor of rows that fill up a tile.
+fn with_an_infinite_key<T: Value>(turn: &Turn, case: &Case) {
+    const BAD: usize = 5;
+    let mut packed = case.packed::<T>(3);
+    let (row, width) = (3 * case.width(), case.width());
+    packed.data_mut().chunks_exact_mut(row).for_each(|row| row[0] = 1.0);
+    packed.data_mut()[BAD * row + width] = f32::NEG_INFINITY;
+    let (out, class, received, _) = on_device::<T>(turn, case, &packed, true);
+    let (class, received) = (class.unwrap(), received.unwrap());
+    assert!(out.iter().chain(&class).chain(&received).all(|x| x.is_finite()), "{case:?}: {received:?}");
+    assert_eq!((class[BAD], received[BAD]), (0.0, 0.0), "{case:?}");
+    let total: f32 = received.iter().sum();
+    assert!((total - 1.0).abs() < 1e-3, "{case:?}: {total} received");
+}
+
+#[test]
+fn an_infinite_key_receives_nothing_of_nobody() {
+    let Some(turn) = Turn::new() else { return };
+    for tokens in [6, 37, 70] {
+        with_an_infinite_key::<f16>(&turn, &plain(tokens, 64));
+        with_an_infinite_key::<bf16>(&turn, &plain(tokens, 32));
+        with_an_infinite_key::<f32>(&turn, &plain(tokens, 64));
+    }
+    with_an_infinite_key::<f16>(&turn, &plain(300, 64));
+    turn.end();
+}
+
 /// MCTF's attention of fused tokens: `attention_grouped` and the plan's pooling, or `attention_folded`.
 fn reduced<T: Value>(turn: &Turn, case: &Case, out_tokens: usize) -> Result<(), TestCaseError> {
     let packed = case.packed::<T>(2);
