@@ -269,6 +269,26 @@ __device__ __forceinline__ void stream(const AttentionParams& p) {
     fv::pool_rows<E>(p);
 }
 
+// Products of two keys and a block of queries become the queries' exponentials, and what the keys receive of them is added up. Of a
+// block that is not full only the queries that exist: what an infinite key made of rows of zeros is no number.
+template <bool kPartial>
+__device__ __forceinline__ void softmax_columns(float (&s)[8][4], const float* normaliser, float scale, float2 bias, int t, int queries, float2& received) {
+#pragma unroll
+    for (int tile = 0; tile < 8; ++tile) {
+        if (kPartial && tile * 8 >= queries) break;
+        const int column = tile * 8 + 2 * t;
+        const float2 less = *reinterpret_cast<const float2*>(normaliser + column);
+        s[tile][0] = fv::exp2_approx(fmaf(s[tile][0], scale, bias.x) - less.x);
+        s[tile][1] = fv::exp2_approx(fmaf(s[tile][1], scale, bias.x) - less.y);
+        s[tile][2] = fv::exp2_approx(fmaf(s[tile][2], scale, bias.y) - less.x);
+        s[tile][3] = fv::exp2_approx(fmaf(s[tile][3], scale, bias.y) - less.y);
+        if (kPartial && column >= queries) s[tile][0] = s[tile][2] = 0.0f;
+        if (kPartial && column + 1 >= queries) s[tile][1] = s[tile][3] = 0.0f;
+        received.x += s[tile][0] + s[tile][1];
+        received.y += s[tile][2] + s[tile][3];
+    }
+}
+
 // Keys are the rows here: a warp adds up what its 16 keys receive from every query, in the order of the queries.
 template <class E, int kHeadDim>
 __device__ __forceinline__ void scores(const AttentionParams& p) {
@@ -316,21 +336,10 @@ __device__ __forceinline__ void scores(const AttentionParams& p) {
         }
         float s[8][4] = {};
         multiply_rows<E, kHeadDim>(s, k, shared_q, n - first);
-#pragma unroll
-        for (int tile = 0; tile < 8; ++tile) {
-            const int column = tile * 8 + 2 * t;
-            const float2 less = *reinterpret_cast<const float2*>(normaliser + column);
-            s[tile][0] = fv::exp2_approx(fmaf(s[tile][0], scale, bias.x) - less.x);
-            s[tile][1] = fv::exp2_approx(fmaf(s[tile][1], scale, bias.x) - less.y);
-            s[tile][2] = fv::exp2_approx(fmaf(s[tile][2], scale, bias.y) - less.x);
-            s[tile][3] = fv::exp2_approx(fmaf(s[tile][3], scale, bias.y) - less.y);
-            // What an infinite key made of rows of zeros is no number.
-            if (first + kBlockRows > n) {
-                if (first + column >= n) s[tile][0] = s[tile][2] = 0.0f;
-                if (first + column + 1 >= n) s[tile][1] = s[tile][3] = 0.0f;
-            }
-            received.x += s[tile][0] + s[tile][1];
-            received.y += s[tile][2] + s[tile][3];
+        if (first + kBlockRows <= n) {
+            softmax_columns<false>(s, normaliser, scale, bias, t, kBlockRows, received);
+        } else {
+            softmax_columns<true>(s, normaliser, scale, bias, t, n - first, received);
         }
         // At most eight rows are handed out: those of the first tile.
         if (p.class_rows != nullptr && first == 0) {
