@@ -3,7 +3,7 @@
 use super::{
     Context, Plan, Tensor,
     check::{expect_shape, tokens_shape},
-    gemm::{Finish, Out, Product, Rows, block_values, pack_blocks},
+    gemm::{Blocks, Finish, Out, Product, block_values, cut},
     pack::{PANEL, PackTransposed, Panels, Shared, panel_values},
     plan::build,
     pool::LINE,
@@ -161,7 +161,7 @@ struct Room {
 
 /// A thread's scratch.
 struct Work<'a> {
-    /// (N, width): compared rows of length 1, those of A first.
+    /// (PANEL + 1, width): some compared rows of length 1.
     unit: &'a mut [f32],
     /// Those of A in blocks.
     blocks: &'a mut [f32],
@@ -187,7 +187,7 @@ impl Job<'_> {
     }
 
     fn room(&self) -> Room {
-        let unit = self.n * self.width;
+        let unit = ((PANEL + 1) * self.width).next_multiple_of(LINE);
         let blocks = unit + block_values(self.na, self.width);
         let panels = blocks + panel_values(self.width, self.nb);
         let scores = panels + self.na * self.row();
@@ -214,29 +214,10 @@ impl Job<'_> {
     /// The cosine of every token of A and every token of B.
     fn similarities(&self, rows: &[f32], work: &mut Work<'_>) {
         let (width, kernels) = (self.width, self.context.kernels);
-        for token in 0..self.n {
-            let at = if token % 2 == 0 { token / 2 } else { self.na + token / 2 };
-            let out = &mut work.unit[at * width..(at + 1) * width];
-            let row = &rows[token * self.stride..(token + 1) * self.stride];
-            match self.heads {
-                None => out.copy_from_slice(row),
-                Some((heads, d)) => {
-                    let keys = heads * d..2 * heads * d;
-                    let soon =
-                        (token + SOON < self.n).then(|| &rows[(token + SOON) * self.stride..][keys.clone()]);
-                    kernels.run(SumHeads { keys: &row[keys], soon: soon.unwrap_or_default(), out });
-                }
-            }
-            kernels.run(UnitLength(out));
-        }
-        let (a, b) = work.unit.split_at(self.na * width);
-        for (panel, to) in work.panels.chunks_exact_mut(width * PANEL).enumerate() {
-            let from = &b[panel * PANEL * width..self.nb.min((panel + 1) * PANEL) * width];
-            kernels.run(PackTransposed { from, stride: width, depth: width, to });
-        }
-        let rows = Rows { data: a, count: self.na, stride: width };
+        kernels.run(UnitRows { job: self, rows, some: work.unit, blocks: work.blocks, panels: work.panels });
+        let a = Blocks { data: work.blocks, count: self.na, depth: width };
         kernels.run(Product {
-            a: pack_blocks(kernels, rows, width, work.blocks),
+            a,
             b: Panels { data: work.panels, depth: width, columns: self.nb },
             columns: 0..self.nb,
             out: Out::of(work.scores, self.row()),
@@ -354,11 +335,71 @@ impl Kernel for FirstBest<'_> {
     }
 }
 
+/// Compared rows of length 1, those of A in blocks, those of B in panels: token by token, so that each is fetched once, and without all
+/// of them in between, which would be more memory than the first-level cache has.
+struct UnitRows<'a> {
+    job: &'a Job<'a>,
+    rows: &'a [f32],
+    /// (PANEL + 1, width).
+    some: &'a mut [f32],
+    blocks: &'a mut [f32],
+    panels: &'a mut [f32],
+}
+
+impl UnitRows<'_> {
+    /// The row of one token.
+    #[inline(always)]
+    fn row<S: Simd>(s: S, job: &Job<'_>, rows: &[f32], token: usize, out: &mut [f32]) {
+        let row = &rows[token * job.stride..(token + 1) * job.stride];
+        match job.heads {
+            None => out.copy_from_slice(row),
+            Some((heads, d)) => {
+                let keys = heads * d..2 * heads * d;
+                if token + SOON < job.n {
+                    for line in rows[(token + SOON) * job.stride..][keys.clone()].chunks(LINE) {
+                        s.expect_read(line.as_ptr());
+                    }
+                }
+                SumHeads { keys: &row[keys], out }.run(s);
+            }
+        }
+        UnitLength(out).run(s);
+    }
+}
+
+impl Kernel for UnitRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { job, rows, some, blocks, panels } = self;
+        let width = job.width;
+        let (of_a, of_b) = some.split_at_mut(width);
+        for block in cut::<S>(job.na) {
+            let to = &mut blocks[block_values(block.start, width)..block_values(block.end, width)];
+            for (i, at) in block.clone().enumerate() {
+                Self::row(s, job, rows, 2 * at, of_a);
+                for (chunk, from) in of_a.chunks(LINE).enumerate() {
+                    to[(chunk * block.len() + i) * LINE..][..from.len()].copy_from_slice(from);
+                }
+                if at >= job.nb {
+                    continue;
+                }
+                let (panel, column) = (at / PANEL, at % PANEL);
+                Self::row(s, job, rows, 2 * at + 1, &mut of_b[column * width..][..width]);
+                if column == PANEL - 1 || at == job.nb - 1 {
+                    let to = &mut panels[panel * width * PANEL..][..width * PANEL];
+                    let from = &of_b[..(column + 1) * width];
+                    PackTransposed { from, stride: width, depth: width, to }.run(s);
+                }
+            }
+        }
+    }
+}
+
 /// The sum over heads of a token's keys: as good as their mean for a cosine.
 struct SumHeads<'a> {
     keys: &'a [f32],
-    /// Those of a later token, which will be needed.
-    soon: &'a [f32],
     out: &'a mut [f32],
 }
 
@@ -368,9 +409,6 @@ impl Kernel for SumHeads<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let d = self.out.len();
-        for line in self.soon.chunks(LINE) {
-            s.expect_read(line.as_ptr());
-        }
         self.out.copy_from_slice(&self.keys[..d]);
         for key in self.keys[d..].chunks_exact(d) {
             let mut out = self.out.chunks_exact_mut(S::LANES);
