@@ -36,6 +36,7 @@ pub(super) struct Finish<'a> {
 /// How many rows of a panel ahead the next ones are asked for: 24 is 1 to 3 % faster than 8 where weights come from main memory,
 /// and as fast where they do not; without it 5 % are lost.
 const AHEAD: usize = 24;
+
 /// The left factor in the order in which tiles read it: blocks of rows, in each the first [`LINE`] values of every row, then
 /// the next, and so on. A tile reads it from front to back and needs one address for all its rows, where rows of their own
 /// need more addresses than there are registers: that is worth 6 to 10 % of the time, 20 % beside a busy hyperthread.

@@ -161,7 +161,7 @@ impl Cpu {
         self.context.kernels.name()
     }
 
-    /// Bytes that are kept for the next forward pass and not in use.
+    /// Bytes that are kept for the next forward pass and not in use, those included that were never touched.
     pub fn idle_bytes(&self) -> usize {
         self.context.pool.idle_bytes()
     }

@@ -382,8 +382,8 @@ impl Method for Reduction {
         }
     }
 
-    fn masks_attention(&self, _layer: usize) -> bool {
-        matches!(self, Self::Svite(_))
+    fn masks_attention(&self, layer: usize) -> bool {
+        matches!(self, Self::Svite(m) if m.masks_attention(layer))
     }
 
     fn attention_mask<B: Backend>(

@@ -160,6 +160,10 @@ impl Method for Svite {
         })
     }
 
+    fn masks_attention(&self, _layer: usize) -> bool {
+        self.layerwise
+    }
+
     fn attention_mask<B: Backend>(
         &self,
         backend: &B,

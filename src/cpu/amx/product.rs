@@ -22,6 +22,7 @@ const STEP: usize = 12;
 /// Panels that a block's rows are multiplied with before the next rows come: so many values lie side by side when they are
 /// written, where each row is on another page.
 const GROUP_PANELS: usize = 4;
+
 /// Values that a product of so many panels takes beside its factors: the bias of all columns, and the sums of two blocks.
 fn sum_values(panels: usize) -> usize {
     panels * PANEL + 2 * GROUP_PANELS * BLOCK

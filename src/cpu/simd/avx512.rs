@@ -85,7 +85,7 @@ impl Simd for Avx512 {
     }
 
     /// Two corrections by the remainder: after the first the quotient is off by less than a unit in the last place, and then the second
-    /// rounds correctly (P. Markstein, Computation of elementary functions on the IBM RISC System/6000 processor, theorem 3). Five
+    /// rounds correctly (P. Markstein, Computation of elementary functions on the IBM RISC System/6000 processor, 1990). Five
     /// instructions of half a cycle, where a division takes 16 cycles.
     #[inline(always)]
     fn quotient(self, a: __m512, b: __m512, r: __m512) -> __m512 {

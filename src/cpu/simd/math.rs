@@ -129,6 +129,45 @@ mod tests {
         Instructions::ALL.into_iter().filter_map(|instructions| instructions.checked().ok())
     }
 
+    /// Values divided by one.
+    struct Quotients<'a>(&'a mut [f32], f32);
+
+    impl Kernel for Quotients<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            let Self(values, divisor) = self;
+            let (b, r) = (s.splat(divisor), s.splat(1.0 / divisor));
+            for values in values.chunks_mut(S::LANES) {
+                let a = s.load_some(values, 0.0);
+                s.store_some(values, s.quotient(a, b, r));
+            }
+        }
+    }
+
+    #[test]
+    fn quotients_are_rounded_as_divisions_are() {
+        use rand::{Rng, SeedableRng};
+        let mut rng = rand::rngs::StdRng::seed_from_u64(1);
+        // All ones in the significand: where one over it is off the most.
+        let odd =
+            [1.0, 3.0, f32::from_bits(0x3fff_ffff), f32::from_bits(0x3f7f_ffff), f32::from_bits(0x3f80_0001)];
+        for round in 0..4000 {
+            let mut any = || f32::from_bits(rng.random_range(0x3000_0000..0x4f00_0000_u32));
+            let divisor = odd.get(round).copied().unwrap_or_else(&mut any);
+            let mut values: Vec<f32> = (0..96).map(|_| any()).collect();
+            values.extend(odd.map(|x| x * divisor));
+            values.extend([0.0, -divisor]);
+            let want: Vec<f32> = values.iter().map(|x| x / divisor).collect();
+            for kernels in all_kernels() {
+                let mut got = values.clone();
+                kernels.run(Quotients(&mut got, divisor));
+                assert_eq!(got, want, "by {divisor}, {:?}", kernels.name());
+            }
+        }
+    }
+
     #[test]
     fn exp_is_within_two_ulp() {
         for (negative, range) in [(false, -8_730..8_873), (true, -8_730..1)] {
